@@ -1,0 +1,328 @@
+"""claudebox-audit: shows what a plan lets in, and asks.
+
+`report(plan)` is the audit as data, `table` shows it to a person, `gate` asks; `main` is the filter
+that passes the plan on if the answer was yes.
+"""
+
+import os
+import sys
+
+from claudebox import Failure, policy, project
+from claudebox.printable import printable
+
+# Beginnings of tokens that their issuers document.
+TOKEN_PREFIXES = (
+    "sk-",
+    "ghp_",
+    "gho_",
+    "ghu_",
+    "ghs_",
+    "ghr_",
+    "github_pat_",
+    "glpat-",
+    "AKIA",
+    "ASIA",
+    "AIza",
+    "ya29.",
+    "xoxb-",
+    "xoxp-",
+    "xapp-",
+    "npm_",
+    "pypi-",
+    "dop_v1_",
+    "hf_",
+    "hvs.",
+    "eyJ",
+    "-----BEGIN",
+    "AGE-SECRET-KEY-",
+    "SG.",
+    "rk_live_",
+    "sk_live_",
+    "whsec_",
+)
+SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "APIKEY", "PRIVATE")
+_LIST_LIMIT = 8
+_REASONS = (
+    ("project", "project"),
+    ("git", "the repository's git directory"),
+    ("instance", "Claude's state for this project"),
+    ("credentials", "Claude's credentials"),
+    ("protected", "read-only in the project: would run outside later"),
+    ("toolchain", "toolchain"),
+    ("system", "system"),
+)
+
+
+def masked(value: str) -> str:
+    """Return a value so that it can be recognised, not used: whole masks up to 8 characters."""
+    count = f"({len(value)} char{'' if len(value) == 1 else 's'})"
+    if len(value) <= 8:
+        return f"{'•' * len(value)} {count}" if value else "(empty)"
+    # Show no more than a quarter of it.
+    shown = min(4, len(value) // 8)
+    start = value[:7] if value.startswith("sk-ant-") and len(value) >= 32 else value[:shown]
+    return f"{start}…{value[-shown:]} {count}"
+
+
+def secret_reason(name: str, value: str) -> str | None:
+    """Return why a variable looks like a secret, or None if it does not."""
+    upper = name.upper()
+    if any(word in upper for word in SECRET_WORDS) or upper.endswith(("_KEY", "_PAT", "_AUTH")):
+        return "its name looks like a secret"
+    if value.startswith(TOKEN_PREFIXES):
+        return "its value begins like a token"
+    if _is_random(value):
+        return "its value looks random"
+    if "://" in value and "@" in value.partition("://")[2].partition("/")[0]:
+        return "its value is an address with a password"
+    return None
+
+
+def _is_random(value: str) -> bool:
+    """Say whether a value has 20 or more characters, letters and digits mixed, 3.5 bits in each."""
+    if len(value) < 20 or not value.isascii() or any(c in " /:" for c in value):
+        return False
+    if not (any(c.isdigit() for c in value) and any(c.isalpha() for c in value)):
+        return False
+    from math import log2
+
+    frequencies = [value.count(character) / len(value) for character in set(value)]
+    return -sum(share * log2(share) for share in frequencies) > 3.5
+
+
+def report(plan: dict, environ=os.environ) -> dict:
+    """Return the audit of `plan` as JSON-ready data; values of variables are masked in it."""
+    warnings = list(plan["notes"])
+    variables = []
+    for variable in plan["env"]:
+        name = variable["name"]
+        entry = {"name": name, "source": variable["source"]}
+        if variable["source"] == "host":
+            value = environ.get(name)
+            entry["value"] = "(not set)" if value is None else masked(value)
+            if "reason" in variable:
+                entry["reason"] = variable["reason"]
+            reason = secret_reason(name, value or "")
+            entry["secret"] = bool(variable.get("secret") or reason)
+            if reason and name != policy.API_KEY:
+                warnings.append(f"{name} is let in: {reason}")
+        else:
+            entry["value"] = variable["value"]
+        variables.append(entry)
+    mounts = [
+        {
+            "target": mount["target"],
+            "mode": "rw" if mount["kind"] in ("bind", "tmpfs") else "ro",
+            "kind": mount["kind"],
+            "reason": mount["reason"],
+            **({"source": mount["source"]} if "source" in mount else {}),
+        }
+        for mount in plan["mounts"]
+    ]
+    warnings.extend(_project_warnings(plan["project"]["root"]))
+    if plan["network"]["tier"] == "full":
+        warnings.append(
+            "network full: everything that this machine can reach, its own services and its"
+            " abstract sockets included"
+        )
+    if not plan["bwrap"]["disable_userns"]:
+        warnings.append(
+            "this bwrap cannot forbid further user namespaces inside (bubblewrap 0.8.0 can)"
+        )
+    return {
+        "project": plan["project"],
+        "instance": plan["instance"],
+        "profile": plan["profile"],
+        "network": plan["network"],
+        "command": plan["command"],
+        "env": variables,
+        "mounts": mounts,
+        "warnings": warnings,
+    }
+
+
+def _project_warnings(root: str) -> list[str]:
+    found = project.walk(root)
+    warnings = []
+    for key, says in (
+        ("secrets", "look like secrets and are readable inside"),
+        ("hard_links", "have another name elsewhere (hard links), which is then readable inside"),
+    ):
+        files = found[key]
+        if files:
+            names = ", ".join(path[len(root) + 1 :] for path in files[:_LIST_LIMIT])
+            more = f" and {len(files) - _LIST_LIMIT} more" if len(files) > _LIST_LIMIT else ""
+            warnings.append(f"{len(files)} file(s) {says}: {names}{more}")
+    below = project.mounts_below(root)
+    if below:
+        warnings.append(f"mounted below the project, and so inside as well: {', '.join(below)}")
+    return warnings
+
+
+class Ink:
+    """Terminal colours, or none where the stream is no terminal or NO_COLOR is set (no-color.org)."""
+
+    def __init__(self, stream, environ=os.environ):
+        colour = stream.isatty() and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
+        self._codes = (
+            {"heading": "1", "weak": "2", "warning": "33", "write": "35"} if colour else {}
+        )
+
+    def __call__(self, style: str, text: str) -> str:
+        code = self._codes.get(style)
+        return f"\x1b[{code}m{text}\x1b[0m" if code else text
+
+
+def table(audit: dict, ink) -> str:
+    """Return the audit as text in aligned columns. `ink` colours words: a callable (style, text)."""
+    lines = [ink("heading", "claudebox: what will be visible inside")]
+
+    def row(label, *words):
+        lines.append(f"  {label:<10}{' '.join(word for word in words if word)}")
+
+    place, instance, network = audit["project"], audit["instance"], audit["network"]
+    row("project", printable(place["root"]))
+    if place["cwd"] != place["root"]:
+        row("start in", printable(place["cwd"]))
+    row("git", _git_words(place, ink))
+    row("instance", instance["id"], ink("weak", printable(instance["path"])))
+    row("network", network["tier"], ink("weak", f"decided by: {printable(network['source'])}"))
+    row("profile", printable(audit["profile"]["name"]) if audit["profile"] else "none")
+    row("command", printable(" ".join(audit["command"])))
+
+    lines.append(ink("heading", "environment"))
+    width = max(len(variable["name"]) for variable in audit["env"]) if audit["env"] else 0
+    for variable in audit["env"]:
+        source = variable["source"] + (f" {variable['reason']}" if "reason" in variable else "")
+        value = printable(variable["value"])
+        if variable.get("secret"):
+            value += ink("warning", "  secret")
+        lines.append(f"  {variable['name']:<{width}}  {ink('weak', f'{source:<14}')}  {value}")
+
+    known = dict(_REASONS)
+    order = [reason for reason, _ in _REASONS]
+    order += sorted({m["reason"] for m in audit["mounts"]} - known.keys())
+    lines.append(ink("heading", "files"))
+    for reason in order:
+        group = [mount for mount in audit["mounts"] if mount["reason"] == reason]
+        if group:
+            lines.append("  " + ink("weak", printable(known.get(reason, reason))))
+            lines.extend(_mount_lines(reason, group, ink))
+
+    if audit["warnings"]:
+        lines.append(ink("heading", "warnings"))
+        lines.extend(ink("warning", f"  ! {printable(text)}") for text in audit["warnings"])
+    return "\n".join(lines) + "\n"
+
+
+def _git_words(place: dict, ink) -> str:
+    repository = place["git"]
+    if repository is None:
+        return "none"
+    if repository["worktree"]:
+        return f"linked worktree of {printable(repository['common_dir'])}"
+    return printable(repository["common_dir"])
+
+
+def _mount_lines(reason: str, group: list[dict], ink) -> list[str]:
+    if reason == "protected":
+        # What is bound on itself only so that it cannot be renamed is still writable: not listed.
+        group = [mount for mount in group if mount["mode"] == "ro"]
+    covered = [mount["target"] for mount in group if mount["kind"] == "mask"]
+    group = [mount for mount in group if mount["kind"] != "mask"]
+    lines = []
+    if covered:
+        lines.append(f"    --  {printable(', '.join(covered))}{ink('weak', '  covered')}")
+    for mount in group:
+        mode = ink("write", "rw") if mount["mode"] == "rw" else "ro"
+        source = mount.get("source", mount["target"])
+        target = printable(mount["target"])
+        if mount["kind"] in ("bind", "ro-bind"):
+            origin = "" if source == mount["target"] else f"  from {printable(source)}"
+        elif mount["kind"] == "symlink":
+            origin = f"  link to {printable(source)}"
+        else:
+            kinds = {"file": "made by claudebox", "briefing": "made by claudebox: SANDBOX.md"}
+            kinds |= {"mask": "covered", "tmpfs": "empty, thrown away", "empty-dir": "empty"}
+            origin = "  " + kinds.get(mount["kind"], "fresh")
+        lines.append(f"    {mode}  {target}{ink('weak', origin)}")
+    return lines
+
+
+def ask(question: str) -> bool:
+    """Ask on the controlling terminal; anything but y or yes is a no.
+
+    Raises Failure if there is no terminal.
+    """
+    try:
+        terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        raise Failure(
+            "there is no terminal to ask on, so nothing was launched",
+            "add --yes if this plan is what you want (--check shows it)",
+        ) from None
+    try:
+        os.write(terminal, f"{question} [y/N] ".encode())
+        answer = os.read(terminal, 1024)
+        if not answer.endswith(b"\n"):
+            os.write(terminal, b"\n")
+    except OSError as error:
+        raise Failure(
+            f"the terminal could not be asked: {error.strerror}", "add --yes to go on without"
+        ) from None
+    finally:
+        os.close(terminal)
+    return answer.strip().lower() in (b"y", b"yes")
+
+
+def show(plan: dict, stream, as_json: bool = False) -> None:
+    """Write the audit of `plan` to the text stream `stream`."""
+    audit = report(plan)
+    if as_json:
+        import json
+
+        stream.write(json.dumps(audit, indent=2) + "\n")
+    else:
+        text = table(audit, Ink(stream))
+        stream.write(text if _can_show(stream) else text.replace("…", "...").replace("•", "*"))
+    stream.flush()
+
+
+def _can_show(stream) -> bool:
+    return (stream.encoding or "").lower().replace("-", "") == "utf8"
+
+
+def gate(plan: dict, yes: bool, stream) -> dict:
+    """Show the audit of `plan` on `stream`, ask unless `yes`, and return the plan.
+
+    Raises Failure if the answer is no, or if there is no terminal to ask on.
+    """
+    show(plan, stream)
+    if not yes and not ask("Launch this?"):
+        raise Failure("not confirmed, so nothing was launched", "answer y to launch")
+    return plan
+
+
+def main(arguments: list[str]) -> int:
+    """Run `claudebox-audit`: exit status 0, 1 for a no, 2 for wrong usage."""
+    from claudebox import command
+
+    parser = command.parser(
+        "claudebox-audit",
+        "Show what a launch plan lets in, ask, and pass the plan on. plan → plan",
+    )
+    parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print the audit as JSON instead of the plan; ask nothing",
+    )
+    options = parser.parse_args(arguments)
+    plan = command.read_plan()
+    if options.json:
+        show(plan, sys.stdout, as_json=True)
+    elif sys.stdout.isatty():
+        show(plan, sys.stdout)
+    else:
+        command.write_plan(gate(plan, options.yes, sys.stderr))
+    return 0

@@ -1,0 +1,65 @@
+"""SANDBOX.md: tells Claude where it is, what it can reach, and what is hidden on purpose."""
+
+_NETWORK = {
+    "none": "There is no network in this session: every connection and every name lookup fails at"
+    " once. Do not retry; work with what is here, or say what you would need.",
+    "inet": "The public internet is reachable, DNS works. The user's own machine, its local network,"
+    " VPNs and cloud metadata services are not: connections to them are refused at once. Do not"
+    " retry those.",
+    "full": "The network is the host's own: whatever the user's machine can reach, you can reach."
+    " Services that listen on the user's machine are real; leave them alone unless asked.",
+}
+
+
+def text(plan: dict) -> str:
+    """Return the briefing of the sandbox that `plan` describes, as Markdown."""
+    project = plan["project"]
+    nix = any(mount["target"] == "/nix/store" for mount in plan["mounts"])
+    tools = (
+        "The programs are those of a Nix store, read-only."
+        if nix
+        else "The programs are the user's system's, in `/usr`, read-only: you cannot install packages"
+        " with the system's package manager. Language package managers work below the project"
+        " (a virtual environment, `node_modules`), as far as the network allows."
+    )
+    read_only = [
+        mount["target"]
+        for mount in plan["mounts"]
+        if mount["reason"] == "protected" and mount["kind"] != "bind"
+    ]
+    protected = "".join(f"- `{_inline(path)}`\n" for path in read_only)
+    home = _inline(plan["user"]["home"])
+    return f"""# You are in a claudebox sandbox
+
+- The project `{_inline(project["root"])}` is yours to read and write, at its real path.
+- `{home}` is an empty home directory that is thrown away when the session ends. Only
+  `{home}/.claude` (your own state for this project) and the project last.
+- `/tmp` is private and is thrown away as well. You have no root rights and cannot get any.
+
+## Network: `{plan["network"]["tier"]}`
+
+{_NETWORK[plan["network"]["tier"]]}
+
+## Tools
+
+{tools} If something is missing, say so: the user can install it outside.
+
+## Read-only on purpose
+
+Git hooks and configuration, and Claude's project settings, would run code outside this sandbox
+later, so they cannot be changed here. Committing, branching, merging and rebasing work; `git config`,
+`git remote add`, upstream tracking and installing hooks do not. Ask the user to do those outside.
+{protected}
+## Hidden on purpose
+
+Keys, tokens, other projects, the user's home directory, agents and sockets are not here. That is
+not a fault to work around: do not search for them and do not try to leave the sandbox. If a task
+needs a credential or a file that is missing, ask the user, who can let it in at the next launch
+(`claudebox --env NAME`).
+"""
+
+
+def _inline(path: str) -> str:
+    from claudebox.printable import printable
+
+    return printable(path).replace("`", "\\x60")

@@ -1,0 +1,145 @@
+"""Holds a plan against the policy, whoever wrote it: an edited plan gets no more than a made one."""
+
+import os
+import stat
+
+from claudebox import Failure, instance, policy, project, protection
+
+_WRITABLE_KINDS = ("bind", "tmpfs")
+_READ_ONLY_KINDS = ("ro-bind", "file", "empty-dir")
+_OWN_TARGETS = ("/proc", "/dev", "/etc/claude-code", "/run/claudebox")
+_NEEDED_TARGETS = {"/proc": "proc", "/dev": "dev", "/tmp": "tmpfs", "/run": "tmpfs"}
+
+
+class Refused(Failure):
+    """A plan that asks for what the policy does not allow."""
+
+    def __init__(self, problem: str):
+        super().__init__(
+            f"the plan is refused: {problem}", "make a new one with `claudebox plan`, or mend it"
+        )
+
+
+def refuse_unsafe(plan: dict, protections_are_fresh: bool = False) -> None:
+    """Raise Refused if launching `plan` would break the policy.
+
+    `protections_are_fresh` says that the read-only mounts were computed by this process just now
+    and need not be computed again to be compared.
+    """
+    home = plan["user"]["home"]
+    _refuse_other_user(plan)
+    _refuse_variables(plan)
+    policy.refuse_secret_project(plan["project"]["root"], home)
+    if not policy.is_within(plan["project"]["cwd"], plan["project"]["root"]):
+        raise Refused("the working directory is not in the project")
+    if plan["instance"] != instance.instance_of(plan["instance"]["root"], home):
+        raise Refused("the instance does not belong to its root")
+    secrets = policy.secret_paths(home)
+    allowed = _exceptions(plan)
+    for mount in plan["mounts"]:
+        if mount["kind"] in ("bind", "ro-bind"):
+            _refuse_source(mount, secrets, home, allowed)
+        _refuse_target(mount, plan, allowed)
+    masks = {mask["target"]: "mask" for mask in policy.proc_masks()}
+    for target, kind in {**_NEEDED_TARGETS, home: "tmpfs", **masks}.items():
+        if not any(m["target"] == target and m["kind"] == kind for m in plan["mounts"]):
+            raise Refused(f"{target} is not a {kind} mount")
+    if not protections_are_fresh:
+        _refuse_missing_protection(plan)
+
+
+def _refuse_other_user(plan: dict) -> None:
+    user = plan["user"]
+    if (user["uid"], user["gid"]) != (os.getuid(), os.getgid()):
+        raise Refused("it was made for another user")
+    if os.path.realpath(os.environ.get("HOME") or user["home"]) != user["home"]:
+        raise Refused(f"its home directory {user['home']} is not $HOME")
+
+
+def _refuse_variables(plan: dict) -> None:
+    own = {"HOME", "PATH", "SHELL", "TMPDIR", "CLAUDE_CONFIG_DIR"}
+    own |= {"CLAUDE_SECURESTORAGE_CONFIG_DIR", *policy.CLAUDE_VARIABLES}
+    for variable in plan["env"]:
+        name = variable["name"]
+        if policy.variable_forbidden(name):
+            raise Refused(f"the variable {name} acts on the sandbox's own programs, outside")
+        if name in own and variable["source"] == "host":
+            raise Refused(f"the variable {name} is claudebox's to set")
+
+
+def _exceptions(plan: dict) -> set[tuple[str, str]]:
+    """Return the (source, target) pairs that are let in although a secret path is touched."""
+    from claudebox import net
+
+    home = plan["user"]["home"]
+    state = policy.state_home(home)
+    return {
+        (plan["instance"]["path"] + "/claude", home + "/.claude"),
+        (state + "/credentials", policy.CREDENTIALS_INSIDE),
+        (policy.host_credentials(home), policy.CREDENTIALS_INSIDE + "/.credentials.json"),
+        (os.path.realpath(net.RESOLVER_INSIDE), net.RESOLVER_INSIDE),
+    }
+
+
+def _refuse_source(mount: dict, secrets: dict, home: str, allowed: set) -> None:
+    source = mount["source"]
+    pair = (source, mount["target"])
+    if os.path.realpath(source) != source:
+        raise Refused(f"the mount source {source} is, or lies behind, a symbolic link")
+    if pair in allowed:
+        return
+    if mount["kind"] == "ro-bind" and policy.is_within(source, home + "/.claude/local"):
+        # Where Claude Code's former local installer puts the program itself.
+        return
+    reason = policy.exposed_secret(source, secrets, home)
+    if reason:
+        raise Refused(f"the mount source {source} would expose a secret: {reason}")
+    try:
+        mode = os.lstat(source).st_mode
+    except OSError:
+        if mount["reason"] != "protected":
+            raise Refused(f"the mount source {source} is not there") from None
+        return
+    if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+        raise Refused(f"the mount source {source} is a socket, a device or a pipe")
+
+
+def _refuse_target(mount: dict, plan: dict, allowed: set) -> None:
+    kind, target = mount["kind"], mount["target"]
+    if target == "/":
+        raise Refused("a mount on / would show more than the plan says")
+    own = {
+        policy.BRIEFING_INSIDE: "briefing",
+        policy.MANAGED_SETTINGS_INSIDE: "file",
+        **_NEEDED_TARGETS,
+    }
+    if (mount.get("source"), target) in allowed or own.get(target) == kind:
+        return
+    if kind == "mask" and target in policy.MASKED_PROC_FILES:
+        return
+    for place in _OWN_TARGETS:
+        if policy.is_within(target, place) or policy.is_within(place, target):
+            raise Refused(f"the mount point {target} is claudebox's own")
+    if policy.is_within(target, plan["user"]["home"] + "/.claude"):
+        raise Refused(f"the mount point {target} lies in the instance")
+
+
+def _refuse_missing_protection(plan: dict) -> None:
+    place = plan["project"]
+    found = project.walk(place["root"])
+    position = {mount["target"]: index for index, mount in enumerate(plan["mounts"])}
+    for needed in protection.mounts(place, found["repositories"]):
+        target = needed["target"]
+        index = position.get(target)
+        given = plan["mounts"][index] if index is not None else None
+        if given is None or (
+            needed["kind"] in _READ_ONLY_KINDS and given["kind"] not in _READ_ONLY_KINDS
+        ):
+            raise Refused(f"{target} is not protected")
+        if given.get("source", target) != target:
+            raise Refused(f"{target} would come from somewhere else")
+        for later in plan["mounts"][index + 1 :]:
+            if policy.is_within(target, later["target"]):
+                raise Refused(
+                    f"the mount on {later['target']} would hide the protection of {target}"
+                )

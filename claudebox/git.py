@@ -1,0 +1,146 @@
+"""Finds the git directory of a project by reading files: nothing that a repository configures runs."""
+
+import os
+import stat
+
+from claudebox import Failure
+
+_FILE_LIMIT = 4096
+
+
+class UnsafeGit(Failure):
+    """A `.git` that does not lead to a git directory of this very project."""
+
+
+def read_small_file(path: str) -> str | None:
+    """Return the text of a regular file of at most 4096 bytes, or None if that is not what it is.
+
+    Follows no symbolic link in the last component and does not block on a named pipe.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None
+        content = os.read(descriptor, _FILE_LIMIT + 1)
+    finally:
+        os.close(descriptor)
+    if len(content) > _FILE_LIMIT or b"\0" in content:
+        return None
+    return os.fsdecode(content)
+
+
+def discover(root: str) -> dict | None:
+    """Return the plan's `project.git` for the resolved directory `root`, or None without a `.git`.
+
+    A `.git` file and a `commondir` are followed only to a git directory that links back: the
+    worktree's own `gitdir` file, or the submodule's `core.worktree`. Raises UnsafeGit otherwise.
+    """
+    dot_git = root + "/.git"
+    try:
+        mode = os.lstat(dot_git).st_mode
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UnsafeGit(
+            f"{dot_git} cannot be read: {error.strerror}", "mend its permissions"
+        ) from None
+    if stat.S_ISDIR(mode):
+        return _main_worktree(dot_git)
+    if stat.S_ISREG(mode):
+        return _linked(dot_git)
+    raise UnsafeGit(
+        f"{dot_git} is a symbolic link or a special file, which cannot be protected",
+        "replace it with the directory itself, or with a worktree (git worktree add)",
+    )
+
+
+def is_git_directory(path: str) -> bool:
+    """Say whether `path` looks to git like a git directory: HEAD, objects and refs are there."""
+    return (os.path.isfile(path + "/HEAD") or os.path.islink(path + "/HEAD")) and all(
+        os.path.isdir(f"{path}/{name}") for name in ("objects", "refs")
+    )
+
+
+def _main_worktree(dot_git: str) -> dict:
+    common = read_small_file(dot_git + "/commondir")
+    if common is None and os.path.lexists(dot_git + "/commondir"):
+        raise UnsafeGit(f"{dot_git}/commondir is not a plain file", "remove it")
+    # `.` is what claudebox itself leaves there while a session runs.
+    if common is not None and common.strip() != ".":
+        raise UnsafeGit(
+            f"{dot_git}/commondir sends git to another repository",
+            "remove that file if it is not yours",
+        )
+    return {"dir": dot_git, "common_dir": dot_git, "worktree": False}
+
+
+def _linked(dot_git: str) -> dict:
+    text = read_small_file(dot_git)
+    if text is None or not text.startswith("gitdir: "):
+        raise UnsafeGit(f"{dot_git} is not a file that git wrote", "remove or mend it")
+    root = os.path.dirname(dot_git)
+    git_dir = os.path.realpath(os.path.join(root, text[len("gitdir: ") :].rstrip("\n")))
+    common_dir = os.path.dirname(os.path.dirname(git_dir))
+    if os.path.basename(os.path.dirname(git_dir)) == "worktrees" and is_git_directory(common_dir):
+        back = read_small_file(git_dir + "/gitdir")
+        common = read_small_file(git_dir + "/commondir")
+        if (
+            back is not None
+            and common is not None
+            # Since git 2.48 both links can be relative, to the directory that they stand in.
+            and os.path.realpath(os.path.join(git_dir, back.rstrip("\n"))) == dot_git
+            and os.path.realpath(os.path.join(git_dir, common.rstrip("\n"))) == common_dir
+        ):
+            return {"dir": git_dir, "common_dir": common_dir, "worktree": True}
+    elif is_git_directory(git_dir) and _core_worktree(git_dir) == root:
+        return {"dir": git_dir, "common_dir": git_dir, "worktree": False}
+    raise UnsafeGit(
+        f"{dot_git} leads to {git_dir}, which is not a git directory that links back here",
+        "run `git worktree repair` outside if it is yours, or remove the file",
+    )
+
+
+def _core_worktree(git_dir: str) -> str | None:
+    """Return the resolved `core.worktree` of a submodule's or separate git directory.
+
+    `git config --file` reads that one file, follows no include and runs nothing.
+    """
+    import subprocess
+
+    from claudebox import host
+
+    git = host.find_program("git", git_dir, ("/usr/bin",))
+    if git is None:
+        return None
+    answer = subprocess.run(
+        [git, "config", "--no-includes", "--file", git_dir + "/config", "--get", "core.worktree"],
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+    )
+    path = os.fsdecode(answer.stdout).rstrip("\n")
+    return os.path.realpath(os.path.join(git_dir, path)) if path else None
+
+
+def main_root(git: dict | None, root: str) -> str:
+    """Return the directory that names a project's instance: its repository's main worktree.
+
+    For a worktree of a bare repository it is the repository itself.
+    """
+    if git is None or not git["worktree"]:
+        return root
+    parent, _, name = git["common_dir"].rpartition("/")
+    return parent if name == ".git" else git["common_dir"]
+
+
+def toplevel(directory: str) -> str | None:
+    """Return the nearest directory at or above `directory` that holds a `.git`."""
+    while True:
+        if os.path.lexists(directory + "/.git"):
+            return directory
+        if directory == "/":
+            return None
+        directory = os.path.dirname(directory)

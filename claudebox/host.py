@@ -1,0 +1,227 @@
+"""Facts of the host that a plan is made from: the user, the programs, the system's own files."""
+
+import os
+
+from claudebox import Failure, policy
+
+_ELF = b"\x7fELF"
+
+
+def user() -> dict:
+    """Return the plan's `user`: name, uid, gid and the resolved home directory."""
+    import pwd
+
+    uid = os.getuid()
+    try:
+        entry = pwd.getpwuid(uid)
+        name, home = entry.pw_name, entry.pw_dir
+    except KeyError:
+        name, home = f"uid{uid}", ""
+    home = os.environ.get("HOME") or home
+    if not home.startswith("/") or not os.path.isdir(home):
+        raise Failure(
+            f"the home directory {home or '(not set)'} is not there",
+            "set HOME to an existing directory",
+        )
+    return {"name": name, "uid": uid, "gid": os.getgid(), "home": os.path.realpath(home)}
+
+
+def search_path(project_root: str) -> list[str]:
+    """Return the directories of PATH that a program run outside may come from.
+
+    Relative entries and directories inside the project are left out: an agent can have put a
+    program there in an earlier session.
+    """
+    found = []
+    for directory in os.environ.get("PATH", policy.SYSTEM_PATH).split(":"):
+        inside = policy.is_within(os.path.realpath(directory), project_root)
+        if directory.startswith("/") and not inside:
+            found.append(directory)
+    return found
+
+
+def find_program(name: str, project_root: str, also: tuple[str, ...] = ()) -> str | None:
+    """Return the path of the executable `name`, from PATH and then from the directories `also`."""
+    for directory in (*search_path(project_root), *also):
+        candidate = f"{directory}/{name}"
+        if os.access(candidate, os.X_OK) and os.path.isfile(candidate):
+            return candidate
+    return None
+
+
+def bwrap(project_root: str) -> dict:
+    """Return the plan's `bwrap`: its path, and whether it can forbid further user namespaces.
+
+    `--disable-userns` came with bubblewrap 0.8.0; an option is there if the program has its name
+    in it, which is quicker to see than to ask. Raises Failure if bwrap is not installed.
+    """
+    path = find_program("bwrap", project_root, ("/usr/bin", "/run/current-system/sw/bin"))
+    if path is None:
+        raise Failure(
+            "bwrap was not found on PATH",
+            "install bubblewrap (apt, dnf, pacman or zypper install bubblewrap)",
+        )
+    with open(path, "rb") as program:
+        can_disable_userns = b"--disable-userns" in program.read()
+    return {"path": os.path.realpath(path), "disable_userns": can_disable_userns}
+
+
+def is_nixos() -> bool:
+    """Say whether programs live in /nix/store and /usr holds nothing but `env`."""
+    return os.path.exists("/run/current-system/sw/bin") and not os.path.exists("/usr/lib")
+
+
+def system_mounts() -> tuple[list[dict], str, str]:
+    """Return the mounts that show the system's programs, their PATH, and the shell."""
+    mounts = []
+    if is_nixos():
+        path = os.path.realpath("/run/current-system/sw/bin")
+        mounts.append(_ro_bind("/nix/store", "system"))
+        for link in ("/bin/sh", "/usr/bin/env"):
+            target = os.path.realpath(link)
+            mounts.append({"kind": "symlink", "source": target, "target": link, "reason": "system"})
+        shell = os.path.realpath(path + "/bash")
+    else:
+        path = policy.SYSTEM_PATH
+        mounts.append(_ro_bind("/usr", "system"))
+        for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
+            directory = "/" + name
+            if os.path.islink(directory):
+                link = os.readlink(directory)
+                mounts.append(
+                    {"kind": "symlink", "source": link, "target": directory, "reason": "system"}
+                )
+            elif os.path.isdir(directory):
+                mounts.append(_ro_bind(directory, "system"))
+        shell = "/bin/bash" if os.access("/bin/bash", os.X_OK) else "/bin/sh"
+    for file in policy.SYSTEM_FILES:
+        if os.path.exists(file):
+            mounts.append(_ro_bind(os.path.realpath(file), "system", target=file))
+    if os.path.islink("/etc/localtime"):
+        zone = os.path.realpath("/etc/localtime")
+        mounts.append(
+            {"kind": "symlink", "source": zone, "target": "/etc/localtime", "reason": "system"}
+        )
+    elif os.path.exists("/etc/localtime"):
+        mounts.append(_ro_bind("/etc/localtime", "system"))
+    return mounts, path, shell
+
+
+def claude(project_root: str, home: str) -> tuple[list[dict], bool]:
+    """Return the mounts that make `claude` a program inside, and whether PATH needs TOOLS_INSIDE.
+
+    Claude Code is one ELF file (the native installer's ~/.local/share/claude/versions/N, or the
+    npm package since 2.x), or a script of an npm package that needs that directory and node.
+    Raises Failure if it is not installed.
+    """
+    also = (f"{home}/.local/bin", f"{home}/.claude/local", "/usr/local/bin")
+    found = find_program("claude", project_root, also)
+    if found is None:
+        raise Failure(
+            "claude was not found on PATH",
+            "install Claude Code, or put the directory it is in on PATH",
+        )
+    program = os.path.realpath(found)
+    inside = policy.TOOLS_INSIDE + "/claude"
+    if _shown_by_the_system(program):
+        if os.path.dirname(found) in policy.SYSTEM_PATH.split(":"):
+            return [], False
+        return [_link(program, inside)], True
+    try:
+        with open(program, "rb") as file:
+            first_line = file.readline(256)
+    except OSError as error:
+        raise Failure(
+            f"{program} cannot be read: {error.strerror}", "reinstall Claude Code"
+        ) from None
+    if first_line.startswith(_ELF):
+        return [_ro_bind(program, "toolchain", target=inside)], True
+    package = _npm_package(program)
+    mounts = [_ro_bind(package or program, "toolchain"), _link(program, inside)]
+    if b"node" in first_line:
+        node = find_program("node", project_root)
+        if node is None:
+            raise Failure(
+                f"{program} needs node, which was not found on PATH",
+                "install node, or Claude Code's own binary",
+            )
+        node = os.path.realpath(node)
+        if not _shown_by_the_system(node):
+            mounts.append(_ro_bind(node, "toolchain", target=policy.TOOLS_INSIDE + "/node"))
+    return mounts, True
+
+
+def _npm_package(program: str) -> str | None:
+    directory = os.path.dirname(program)
+    while directory != "/":
+        if os.path.isfile(directory + "/package.json"):
+            return directory
+        directory = os.path.dirname(directory)
+    return None
+
+
+def _shown_by_the_system(path: str) -> bool:
+    return policy.is_within(path, "/nix/store" if is_nixos() else "/usr")
+
+
+def _ro_bind(source: str, reason: str, target: str | None = None) -> dict:
+    return {"kind": "ro-bind", "source": source, "target": target or source, "reason": reason}
+
+
+def _link(source: str, target: str) -> dict:
+    return {"kind": "symlink", "source": source, "target": target, "reason": "toolchain"}
+
+
+class GitIdentity:
+    """The user's name, mail address and default branch, asked of git while other work goes on.
+
+    `git config` runs in `/`, so that no repository's configuration is read; nothing else of the
+    user's configuration, which can hold tokens, is asked for.
+    """
+
+    KEYS = "^(user\\.(name|email)|init\\.defaultbranch)$"
+
+    def __init__(self, project_root: str, home: str):
+        git = find_program("git", project_root, ("/usr/bin",))
+        self._pid = self._output = None
+        if git is None:
+            return
+        self._output, output = os.pipe()
+        null = os.open(os.devnull, os.O_RDWR)
+        keep = {
+            name: value
+            for name, value in os.environ.items()
+            if name == "PATH" or name.startswith("XDG_CONFIG")
+        }
+        self._pid = os.posix_spawn(
+            git,
+            ["git", "-C", "/", "config", "-z", "--get-regexp", self.KEYS],
+            {**keep, "HOME": home, "LC_ALL": "C", "GIT_DIR": "/dev/null"},
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, null, 0),
+                (os.POSIX_SPAWN_DUP2, output, 1),
+                (os.POSIX_SPAWN_DUP2, null, 2),
+            ],
+        )
+        os.close(output)
+        os.close(null)
+
+    def settings(self) -> dict[str, str]:
+        """Return what git answered, by lower-case key; empty if git is not there or says nothing."""
+        if self._pid is None:
+            return {}
+        answer = b""
+        while len(answer) < 65536:
+            piece = os.read(self._output, 65536)
+            if not piece:
+                break
+            answer += piece
+        os.close(self._output)
+        os.waitpid(self._pid, 0)
+        self._pid = None
+        found = {}
+        for entry in os.fsdecode(answer).split("\0"):
+            key, separator, value = entry.partition("\n")
+            if separator:
+                found[key] = value
+        return found

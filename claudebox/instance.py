@@ -1,0 +1,262 @@
+"""claudebox-instance: the base plan of a directory, and the state that belongs to it.
+
+`resolve(directory)` is the head of the pipeline: it looks at the host and changes nothing.
+"""
+
+import os
+
+from claudebox import Failure, git, host, net, plan, policy, project, protection
+
+
+def instance_of(root: str, home: str) -> dict:
+    """Return the plan's `instance` for a resolved project root: id, path and root.
+
+    The id is the first 16 hexadecimal digits of the SHA-256 of the root's bytes.
+    """
+    from _sha256 import sha256
+
+    identity = sha256(os.fsencode(root)).hexdigest()[:16]
+    path = f"{policy.state_home(home)}/instances/{identity}"
+    return {"id": identity, "path": path, "root": root}
+
+
+def resolve(directory: str = ".", repo=False, shell=False, arguments=()) -> dict:
+    """Return the base plan for a session in `directory`.
+
+    With `repo` the project is the repository that holds the directory, otherwise the directory
+    alone; with `shell` a shell runs instead of Claude Code; `arguments` go to either.
+    Raises Failure where a session is refused or a program is missing.
+    """
+    user = host.user()
+    home = user["home"]
+    if home == "/":
+        raise Failure("the home directory is /", "set HOME to a directory of its own")
+    cwd = os.path.realpath(directory)
+    if not os.path.isdir(cwd):
+        raise Failure(f"{directory} is not a directory", "name the directory of a project")
+    identity = host.GitIdentity(cwd, home)
+    root = cwd
+    if repo:
+        root = git.toplevel(cwd)
+        if root is None:
+            raise Failure(f"{cwd} is not in a git repository", "leave --repo out", status=2)
+    policy.refuse_secret_project(root, home)
+    notes = []
+    repository = _repository(root, home, notes)
+    instance = instance_of(git.main_root(repository, root), home)
+    place = {"cwd": cwd, "root": root, "git": repository}
+
+    found = project.walk(root)
+    if not found["complete"]:
+        notes.append(
+            f"only the first {project.ENTRY_LIMIT} entries of the project were looked at:"
+            " nested git repositories beyond them are not protected"
+        )
+    protected = protection.mounts(place, found["repositories"])
+    protected.extend(_excluded(place, protected))
+
+    system, path, default_shell = host.system_mounts()
+    tools, tools_on_path = host.claude(root, home)
+    if tools_on_path:
+        path = f"{policy.TOOLS_INSIDE}:{path}"
+    if shell:
+        command = [default_shell, *arguments]
+    else:
+        command = ["claude", "--dangerously-skip-permissions", *arguments]
+    return {
+        "schema": plan.SCHEMA,
+        "project": place,
+        "instance": instance,
+        "user": user,
+        "profile": None,
+        "network": {"tier": net.DEFAULT_TIER, "source": "default"},
+        "bwrap": host.bwrap(root),
+        "env": _environment(home, path, default_shell, notes),
+        "mounts": [
+            *system,
+            *_generated(user, root, identity),
+            {"kind": "tmpfs", "target": home, "reason": "system"},
+            *_state(instance, home),
+            *tools,
+            {"kind": "bind", "source": root, "target": root, "reason": "project"},
+            *protected,
+        ],
+        "command": command,
+        "notes": notes,
+    }
+
+
+def _repository(root: str, home: str, notes: list[str]) -> dict | None:
+    repository = git.discover(root)
+    if repository is None:
+        above = git.toplevel(root)
+        if above is not None:
+            notes.append(
+                f"git is not available inside: the repository is {above};"
+                " --repo mounts all of it, read-write"
+            )
+        return None
+    common = repository["common_dir"]
+    reason = policy.exposed_secret(common, policy.secret_paths(home), home)
+    if reason:
+        raise Failure(
+            f"the repository's git directory {common} cannot be mounted: {reason}",
+            "move the repository",
+        )
+    return repository
+
+
+def _excluded(place: dict, protected: list[dict]) -> list[dict]:
+    """Return the mount that keeps the stand-ins for absent files out of `git add`."""
+    root = place["root"]
+    names = [
+        mount["target"][len(root) :]
+        for mount in protected
+        if mount["kind"] in ("file", "empty-dir")
+        and mount["target"].startswith(root + "/")
+        and "/.git/" not in mount["target"]
+    ]
+    if place["git"] is None or not names:
+        return []
+    path = place["git"]["common_dir"] + "/info/exclude"
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            content = file.read(1 << 20)
+    except FileNotFoundError:
+        content = ""
+    except OSError:
+        return []
+    if os.path.islink(path) or not any(
+        mount["target"] == os.path.dirname(path) for mount in protected
+    ):
+        return []
+    if content and not content.endswith("\n"):
+        content += "\n"
+    content += "# read-only stand-ins of claudebox\n" + "".join(name + "\n" for name in names)
+    return [{"kind": "file", "content": content, "target": path, "reason": "protected"}]
+
+
+def _environment(home: str, path: str, shell: str, notes: list[str]) -> list[dict]:
+    variables = []
+    for name in sorted(os.environ):
+        if policy.host_variable_allowed(name) and name != policy.API_KEY:
+            variables.append({"name": name, "source": "host"})
+    if os.environ.get(policy.API_KEY):
+        variables.append({"name": policy.API_KEY, "source": "host", "secret": True})
+    elif policy.API_KEY in os.environ:
+        notes.append(f"{policy.API_KEY} is set but empty: treated as unset")
+    own = {
+        "HOME": home,
+        "PATH": path,
+        "SHELL": shell,
+        "TMPDIR": "/tmp",
+        "CLAUDE_CONFIG_DIR": home + "/.claude",
+        "CLAUDE_SECURESTORAGE_CONFIG_DIR": policy.CREDENTIALS_INSIDE,
+        **policy.CLAUDE_VARIABLES,
+    }
+    variables.extend(
+        {"name": name, "source": "claudebox", "value": value} for name, value in own.items()
+    )
+    return variables
+
+
+def _generated(user: dict, root: str, identity: host.GitIdentity) -> list[dict]:
+    """Return the mounts of what claudebox makes itself: /proc, /dev, /tmp and a small /etc."""
+
+    def file(target, content):
+        return {"kind": "file", "content": content, "target": target, "reason": "system"}
+
+    name, uid, gid, home = user["name"], user["uid"], user["gid"], user["home"]
+    accounts = {0: f"root:x:0:0:root:{home if uid == 0 else '/root'}:/bin/sh\n"}
+    accounts[65534] = "nobody:x:65534:65534:nobody:/nonexistent:/bin/false\n"
+    if uid != 0:
+        accounts[uid] = f"{name}:x:{uid}:{gid}:{name}:{home}:/bin/sh\n"
+    groups = {0: "root:x:0:\n", 65534: "nogroup:x:65534:\n"}
+    if gid != 0:
+        groups[gid] = f"{name}:x:{gid}:\n"
+    return [
+        {"kind": "proc", "target": "/proc", "reason": "system"},
+        *policy.proc_masks(),
+        {"kind": "dev", "target": "/dev", "reason": "system"},
+        {"kind": "tmpfs", "target": "/run", "reason": "system"},
+        {"kind": "tmpfs", "target": "/tmp", "reason": "system"},
+        {"kind": "tmpfs", "target": "/var/tmp", "reason": "system"},
+        file("/etc/passwd", "".join(accounts.values())),
+        file("/etc/group", "".join(groups.values())),
+        file("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"),
+        file("/etc/hosts", "127.0.0.1 localhost claudebox\n::1 localhost\n"),
+        file("/etc/gitconfig", _git_configuration(identity.settings(), root)),
+        net.resolver_mount(net.DEFAULT_TIER),
+        {"kind": "briefing", "target": policy.BRIEFING_INSIDE, "reason": "system"},
+        file(policy.MANAGED_SETTINGS_INSIDE, policy.MANAGED_SETTINGS),
+    ]
+
+
+def _git_configuration(settings: dict[str, str], root: str) -> str:
+    def quoted(value):
+        for plain, escaped in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\t", "\\t")):
+            value = value.replace(plain, escaped)
+        return f'"{value}"'
+
+    text = f"[safe]\n\tdirectory = {quoted(root)}\n"
+    for section in ("user", "init"):
+        lines = [
+            f"\t{key.partition('.')[2]} = {quoted(value)}\n"
+            for key, value in settings.items()
+            if key.startswith(section + ".")
+        ]
+        if lines:
+            text += f"[{section}]\n" + "".join(lines)
+    return text
+
+
+def _state(instance: dict, home: str) -> list[dict]:
+    """Return the mounts of Claude's state and of the credentials.
+
+    The shared directory holds the lock that keeps two sandboxes from spending the same refresh
+    token; the host's own file lies over the one in it, if the host has one.
+    """
+    mounts = [
+        {
+            "kind": "bind",
+            "source": instance["path"] + "/claude",
+            "target": home + "/.claude",
+            "reason": "instance",
+        },
+        {
+            "kind": "bind",
+            "source": policy.state_home(home) + "/credentials",
+            "target": policy.CREDENTIALS_INSIDE,
+            "reason": "credentials",
+        },
+    ]
+    credentials = policy.host_credentials(home)
+    if os.path.isfile(credentials):
+        mounts.append(
+            {
+                "kind": "bind",
+                "source": credentials,
+                "target": policy.CREDENTIALS_INSIDE + "/.credentials.json",
+                "reason": "credentials",
+            }
+        )
+    return mounts
+
+
+def main(arguments: list[str]) -> int:
+    """Run `claudebox-instance`: exit status 0, 1 for a refusal, 2 for wrong usage."""
+    from claudebox import command
+
+    arguments, inside = command.split_arguments(arguments)
+    parser = command.parser("claudebox-instance", "The instance of a project.")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    resolve_parser = actions.add_parser(
+        "resolve",
+        help="print the base plan of a directory",
+        description="directory → plan; what follows -- goes to Claude Code, or to the shell",
+    )
+    resolve_parser.add_argument("directory", nargs="?", default=".", metavar="DIR")
+    command.add_place_options(resolve_parser)
+    options = parser.parse_args(arguments)
+    command.write_plan(resolve(options.directory, options.repo, options.shell, inside))
+    return 0

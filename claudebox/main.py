@@ -1,0 +1,132 @@
+"""The dispatcher: `claudebox` runs the default pipeline, `claudebox SUB` execs `claudebox-SUB`."""
+
+import os
+import sys
+
+from claudebox import Failure, command
+
+COMMANDS = ("audit", "instance", "net", "plan", "profile", "run")
+_EPILOG = """subcommands: audit, instance, net, plan, profile, run, and every claudebox-NAME on PATH;
+`claudebox help NAME` opens the manual page of one"""
+
+
+def entry(argv: list[str]) -> int:
+    """Run the command whose executable is `argv[0]` and return its exit status."""
+    name = os.path.basename(argv[0])
+    arguments = argv[1:]
+    if name.startswith("claudebox-") and name[len("claudebox-") :] in COMMANDS:
+        return command.run(_subcommand(name[len("claudebox-") :]), arguments)
+    return command.run(lambda words: main(words, argv[0]), arguments)
+
+
+def _subcommand(name: str):
+    if name == "plan":
+        return print_plan
+    # `import_module` costs more than the module; these names are fixed above.
+    module = __import__(f"claudebox.{name}", fromlist=["main"])
+    return module.main
+
+
+def main(arguments: list[str], program: str = "claudebox") -> int:
+    """Run `claudebox`: the session's exit status, 1 for a refusal or a no, 2 for wrong usage."""
+    if arguments and not arguments[0].startswith("-"):
+        return _dispatch(arguments[0], arguments[1:], program)
+    arguments, inside = command.split_arguments(arguments)
+    parser = _parser("claudebox", "Run Claude Code in a sandbox that holds no secrets.")
+    parser.usage = "claudebox [OPTIONS] [-- CLAUDE-ARG...]\n       claudebox SUBCOMMAND ..."
+    parser.epilog = _EPILOG
+    parser.add_argument("-y", "--yes", action="store_true", help="launch without asking")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="show the audit and try the sandbox; launch nothing; exit 0 if a launch would work",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the command of the launch; launch nothing"
+    )
+    options = parser.parse_args(arguments)
+    plan = _plan(options, inside)
+    from claudebox import audit, run
+
+    if options.dry_run:
+        from claudebox import dry_run, enforcement
+
+        enforcement.refuse_unsafe(plan, protections_are_fresh=True)
+        sys.stdout.flush()
+        sys.stdout.buffer.write(dry_run.script(plan))
+        return 0
+    if options.check:
+        audit.show(plan, sys.stdout)
+        run.preflight(plan)
+        return 0
+    audit.gate(plan, options.yes, sys.stderr)
+    return run.launch(plan, protections_are_fresh=True)
+
+
+def print_plan(arguments: list[str]) -> int:
+    """Run `claudebox-plan`: print the plan that a default run with these options would launch."""
+    arguments, inside = command.split_arguments(arguments)
+    parser = _parser("claudebox-plan", "Print the plan that `claudebox` would launch. → plan")
+    command.write_plan(_plan(parser.parse_args(arguments), inside))
+    return 0
+
+
+def _parser(name: str, description: str):
+    parser = command.parser(name, description)
+    command.add_place_options(parser)
+    parser.add_argument("--network", metavar="TIER", help="none, inet or full")
+    parser.add_argument("--profile", metavar="NAME", help="apply this profile")
+    command.add_launch_options(parser)
+    return parser
+
+
+def _plan(options, inside: list[str]) -> dict:
+    """Return the plan of the whole pipeline, composed in this process."""
+    from claudebox import instance, net, profile
+
+    plan = instance.resolve(".", options.repo, options.shell, inside)
+    plan = profile.apply(plan, options.profile, options.env)
+    return net.apply(plan, options.network)
+
+
+def _dispatch(name: str, arguments: list[str], program: str) -> int:
+    if name == "help":
+        return _help(arguments)
+    own = os.path.dirname(os.path.realpath(program))
+    wanted = f"claudebox-{name}"
+    for directory in (own, *os.environ.get("PATH", "").split(":")):
+        candidate = f"{directory}/{wanted}"
+        if directory.startswith("/") and os.access(candidate, os.X_OK) and "/" not in name:
+            os.execv(candidate, [candidate, *arguments])
+    from claudebox import plan
+
+    hint = plan.nearest(name, _known(own))
+    raise Failure(
+        f'"{name}" is not a claudebox subcommand{hint}', "see `claudebox --help`", status=2
+    )
+
+
+def _known(own: str) -> list[str]:
+    names = {"help", *COMMANDS}
+    for directory in (own, *os.environ.get("PATH", "").split(":")):
+        if directory.startswith("/"):
+            try:
+                entries = os.listdir(directory)
+            except OSError:
+                continue
+            names.update(e[len("claudebox-") :] for e in entries if e.startswith("claudebox-"))
+    return sorted(names)
+
+
+def _help(arguments: list[str]) -> int:
+    """Open the manual page of a subcommand, from the checkout if that is where this runs."""
+    page = "claudebox" if not arguments else f"claudebox-{arguments[0]}"
+    section = "5" if page.endswith("(5)") else "1"
+    here = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    file = f"{here}/man/{page}.{section}"
+    from claudebox import host
+
+    man = host.find_program("man", os.path.realpath("."), ("/usr/bin",))
+    if man is None:
+        raise Failure("man was not found on PATH", f"install it, or use `{page} --help`")
+    os.execv(man, ["man", file if os.path.exists(file) else page])

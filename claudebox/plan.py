@@ -1,0 +1,270 @@
+"""The launch plan: everything that one sandbox will be, as one JSON document (claudebox/1).
+
+A plan is a plain `dict`. It comes from `loads` or `checked`, which reject whatever the schema does
+not name, so the other modules read it without checks of their own. It never holds the value of a
+variable of the host.
+"""
+
+from claudebox import Failure
+
+SCHEMA = "claudebox/1"
+TIERS = ("none", "inet", "full")
+SIZE_LIMIT = 16 * 1024 * 1024
+
+
+class PlanError(Failure):
+    """A document that is not a launch plan; the message names the JSON path."""
+
+    def __init__(self, path: str, problem: str):
+        super().__init__(
+            f"not a launch plan: {path or '.'}: {problem}",
+            "make one with `claudebox plan`; claudebox-plan(5) describes it",
+            status=2,
+        )
+
+
+def _kind(value) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
+    return "null" if value is None else names.get(type(value), "a number")
+
+
+def _text(value, path):
+    if not isinstance(value, str):
+        raise PlanError(path, f"a string is needed, this is {_kind(value)}")
+    if "\0" in value:
+        raise PlanError(path, "a NUL character cannot stand here")
+    try:
+        value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise PlanError(path, "a lone surrogate that stands for no byte") from None
+    return value
+
+
+def _line(value, path):
+    _text(value, path)
+    if not value:
+        raise PlanError(path, "an empty string cannot stand here")
+    return value
+
+
+def _absolute_path(value, path):
+    _text(value, path)
+    if not value.startswith("/"):
+        raise PlanError(path, "an absolute path is needed")
+    if value != "/" and any(part in ("", ".", "..") for part in value[1:].split("/")):
+        raise PlanError(path, "a path without `.`, `..`, `//` or a slash at its end is needed")
+    return value
+
+
+def _variable_name(value, path):
+    _text(value, path)
+    name = value.replace("_", "a")
+    if not (name.isascii() and name.isalnum() and not name[0].isdigit()):
+        raise PlanError(path, "not the name of an environment variable")
+    return value
+
+
+def _boolean(value, path):
+    if not isinstance(value, bool):
+        raise PlanError(path, f"true or false is needed, this is {_kind(value)}")
+    return value
+
+
+def _number(value, path):
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise PlanError(path, "a whole number that is not negative is needed")
+    return value
+
+
+def _choice(*choices):
+    def check(value, path):
+        if not isinstance(value, str) or value not in choices:
+            found = f'"{value}"' if isinstance(value, str) else _kind(value)
+            raise PlanError(path, f"{found}: one of {', '.join(choices)}{nearest(value, choices)}")
+        return value
+
+    return check
+
+
+def _list(check):
+    def check_list(value, path):
+        if not isinstance(value, list):
+            raise PlanError(path, f"a list is needed, this is {_kind(value)}")
+        return [check(item, f"{path}[{index}]") for index, item in enumerate(value)]
+
+    return check_list
+
+
+def _or_null(check):
+    return lambda value, path: None if value is None else check(value, path)
+
+
+def _record(required, optional=None):
+    """Check an object with these keys, and give it back with its keys in the schema's order."""
+    optional = optional or {}
+
+    def check(value, path):
+        if not isinstance(value, dict):
+            raise PlanError(path, f"an object is needed, this is {_kind(value)}")
+        for key in value:
+            if key not in required and key not in optional:
+                known = (*required, *optional)
+                raise PlanError(f"{path}.{key}", f"unknown key{nearest(key, known)}")
+        result = {}
+        for key, check_value in required.items():
+            if key not in value:
+                raise PlanError(f"{path}.{key}", "this key is missing")
+            result[key] = check_value(value[key], f"{path}.{key}")
+        for key, check_value in optional.items():
+            if key in value:
+                result[key] = check_value(value[key], f"{path}.{key}")
+        return result
+
+    return check
+
+
+def _by_key(key, records):
+    """Check an object whose own `key` says which of `records` it is."""
+    choose = _choice(*records)
+
+    def check(value, path):
+        if not isinstance(value, dict):
+            raise PlanError(path, f"an object is needed, this is {_kind(value)}")
+        if key not in value:
+            raise PlanError(f"{path}.{key}", "this key is missing")
+        return records[choose(value[key], f"{path}.{key}")](value, path)
+
+    return check
+
+
+def _mount(kind, optional=None, **fields):
+    return _record(
+        {"kind": _choice(kind), **fields, "target": _absolute_path, "reason": _line}, optional
+    )
+
+
+MOUNTS = {
+    "bind": _mount("bind", source=_absolute_path),
+    "ro-bind": _mount("ro-bind", source=_absolute_path),
+    "symlink": _mount("symlink", source=_line),
+    "tmpfs": _mount("tmpfs", {"size": _number}),
+    "empty-dir": _mount("empty-dir"),
+    "file": _mount("file", content=_text),
+    "briefing": _mount("briefing"),
+    "mask": _mount("mask"),
+    "proc": _mount("proc"),
+    "dev": _mount("dev"),
+}
+
+_VARIABLE_SOURCES = {
+    "host": _record(
+        {"name": _variable_name, "source": _choice("host")}, {"secret": _boolean, "reason": _line}
+    ),
+    "claudebox": _record({"name": _variable_name, "source": _choice("claudebox"), "value": _text}),
+}
+
+_check_plan = _record(
+    {
+        "schema": _choice(SCHEMA),
+        "project": _record(
+            {
+                "cwd": _absolute_path,
+                "root": _absolute_path,
+                "git": _or_null(
+                    _record(
+                        {"dir": _absolute_path, "common_dir": _absolute_path, "worktree": _boolean}
+                    )
+                ),
+            }
+        ),
+        "instance": _record({"id": _line, "path": _absolute_path, "root": _absolute_path}),
+        "user": _record({"name": _line, "uid": _number, "gid": _number, "home": _absolute_path}),
+        "profile": _or_null(_record({"name": _line})),
+        "network": _record({"tier": _choice(*TIERS), "source": _line}),
+        "bwrap": _record({"path": _absolute_path, "disable_userns": _boolean}),
+        "env": _list(_by_key("source", _VARIABLE_SOURCES)),
+        "mounts": _list(_by_key("kind", MOUNTS)),
+        "command": _list(_text),
+        "notes": _list(_line),
+    }
+)
+
+
+def nearest(word, choices) -> str:
+    """Return ` (did you mean "x"?)` for the choice that `word` was meant to be, or nothing."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(word, choices, 1) if isinstance(word, str) else []
+    return f' (did you mean "{close[0]}"?)' if close else ""
+
+
+def checked(document) -> dict:
+    """Return the plan that `document` (parsed JSON) is, with its keys in the schema's order.
+
+    Raises PlanError with the JSON path for unknown or missing keys, wrong types, relative paths
+    and unknown versions, and for a variable or a mount point that is named twice.
+    """
+    plan = _check_plan(document, "")
+    if not plan["command"] or not plan["command"][0]:
+        raise PlanError(".command", "there is nothing to run in it")
+    for key, field in (("env", "name"), ("mounts", "target")):
+        seen = set()
+        for index, entry in enumerate(plan[key]):
+            if entry[field] in seen:
+                raise PlanError(f".{key}[{index}].{field}", f'"{entry[field]}" is there twice')
+            seen.add(entry[field])
+    return plan
+
+
+def dumps(plan: dict) -> str:
+    """Return the plan as JSON text: ASCII, two spaces of indent, a newline at the end."""
+    import json
+
+    return json.dumps(plan, indent=2) + "\n"
+
+
+def loads(text: str) -> dict:
+    """Return the plan in this JSON text.
+
+    Raises PlanError for what is not JSON (with line and column), for a key that is given twice and
+    for everything `checked` rejects.
+    """
+    import json
+
+    def refuse_twice(pairs):
+        record = dict(pairs)
+        if len(record) != len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise PlanError("", f'the key "{twice}" is given twice in one object')
+        return record
+
+    def refuse_constant(name):
+        raise PlanError("", f"{name} is not JSON")
+
+    try:
+        document = json.loads(text, object_pairs_hook=refuse_twice, parse_constant=refuse_constant)
+    except json.JSONDecodeError as error:
+        raise PlanError(f"line {error.lineno}, column {error.colno}", error.msg) from None
+    except RecursionError:
+        raise PlanError("", "nested too deeply") from None
+    except ValueError as error:
+        raise PlanError("", str(error)) from None
+    return checked(document)
+
+
+def read(stream) -> dict:
+    """Return the plan that the binary `stream` holds; see `loads` for the errors."""
+    data = stream.read(SIZE_LIMIT + 1)
+    if not data.strip():
+        raise Failure(
+            "there is no plan on standard input",
+            "start the pipe with `claudebox-instance resolve` (and see what it said)",
+            status=2,
+        )
+    if len(data) > SIZE_LIMIT:
+        raise PlanError("", f"larger than {SIZE_LIMIT} bytes")
+    try:
+        return loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise PlanError(f"byte {error.start}", "not UTF-8") from None

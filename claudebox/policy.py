@@ -1,0 +1,428 @@
+"""The security policy, all in one place: what is let in, what is never let in, what stays read-only.
+
+Mechanism lives elsewhere: `claudebox.sandbox` does what a plan says, this module says which plans
+are allowed.
+"""
+
+import os
+
+from claudebox import Failure
+
+# ---------------------------------------------------------------------------- environment
+
+# Let in from the host when set there. Terminal, language and names: nothing that grants anything.
+HOST_VARIABLES = (
+    "TERM",
+    "COLORTERM",
+    "TERM_PROGRAM",
+    "TERM_PROGRAM_VERSION",
+    "LANG",
+    "LANGUAGE",
+    "TZ",
+    "EDITOR",
+    "VISUAL",
+    "PAGER",
+    "NO_COLOR",
+    "FORCE_COLOR",
+    "USER",
+    "LOGNAME",
+)
+HOST_VARIABLE_PREFIXES = ("LC_",)
+
+# The one secret that Claude Code needs and that no file can carry.
+API_KEY = "ANTHROPIC_API_KEY"
+
+# Never let in, whoever asks: the environment of the sandbox is the one that bwrap itself is
+# executed with, outside, and these act on the loader, the C library or a shell before anything else.
+FORBIDDEN_VARIABLES = (
+    "BASH_ENV",
+    "BASHOPTS",
+    "ENV",
+    "GCONV_PATH",
+    "GETCONF_DIR",
+    "GLIBC_TUNABLES",
+    "HOSTALIASES",
+    "IFS",
+    "LOCALDOMAIN",
+    "LOCPATH",
+    "NIS_PATH",
+    "NLSPATH",
+    "PS4",
+    "RESOLV_HOST_CONF",
+    "RES_OPTIONS",
+    "SHELLOPTS",
+    "TZDIR",
+)
+FORBIDDEN_VARIABLE_PREFIXES = ("LD_", "MALLOC_")
+
+# Claude Code updates itself in the background otherwise, into a home that is thrown away.
+CLAUDE_VARIABLES = {"IS_SANDBOX": "1", "DISABLE_AUTOUPDATER": "1"}
+
+# ---------------------------------------------------------------------------- places inside
+
+CREDENTIALS_INSIDE = "/run/claudebox/credentials"
+BRIEFING_INSIDE = "/etc/claude-code/CLAUDE.md"
+MANAGED_SETTINGS_INSIDE = "/etc/claude-code/managed-settings.json"
+# `--dangerously-skip-permissions` asks once per configuration directory without this.
+MANAGED_SETTINGS = '{"skipDangerousModePermissionPrompt": true}\n'
+TOOLS_INSIDE = "/opt/claudebox/bin"
+SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
+
+# Files of the host's /etc that programs need and that hold no secret. Not /etc/ssl: its `private`
+# directory holds keys that root can read.
+SYSTEM_FILES = (
+    "/etc/alternatives",
+    "/etc/ca-certificates",
+    "/etc/ca-certificates.conf",
+    "/etc/ld.so.cache",
+    "/etc/ld.so.conf",
+    "/etc/ld.so.conf.d",
+    "/etc/mime.types",
+    "/etc/pki/ca-trust/extracted",
+    "/etc/pki/tls/cert.pem",
+    "/etc/pki/tls/certs",
+    "/etc/protocols",
+    "/etc/services",
+    "/etc/ssl/cert.pem",
+    "/etc/ssl/certs",
+    "/etc/ssl/openssl.cnf",
+)
+
+# Of the whole machine although /proc is fresh: kernel keys, kernel addresses, hardware.
+MASKED_PROC_FILES = (
+    "/proc/kallsyms",
+    "/proc/kcore",
+    "/proc/key-users",
+    "/proc/keys",
+    "/proc/kmsg",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/sysrq-trigger",
+    "/proc/timer_list",
+)
+
+# ---------------------------------------------------------------------------- secrets
+
+# Below the home directory. No mount may be one of these, lie inside one, or lie above one.
+SECRET_HOME_PATHS = (
+    ".ssh",
+    ".gnupg",
+    ".aws",
+    ".azure",
+    ".kube",
+    ".docker",
+    ".config/gcloud",
+    ".config/gh",
+    ".config/glab-cli",
+    ".config/hub",
+    ".config/sops",
+    ".config/age",
+    ".config/op",
+    ".config/1Password",
+    ".config/Bitwarden",
+    ".config/keepassxc",
+    ".config/rclone",
+    ".config/doctl",
+    ".config/hcloud",
+    ".config/helm",
+    ".config/heroku",
+    ".config/pulumi",
+    ".config/solana",
+    ".config/containers",
+    ".config/nix",
+    ".config/git",
+    ".config/pip",
+    ".config/fish/fish_variables",
+    ".config/google-chrome",
+    ".config/chromium",
+    ".config/BraveSoftware",
+    ".config/microsoft-edge",
+    ".config/vivaldi",
+    ".config/opera",
+    ".config/Signal",
+    ".config/Slack",
+    ".config/discord",
+    ".config/claude",
+    ".mozilla",
+    ".thunderbird",
+    ".librewolf",
+    ".var/app",
+    "snap",
+    ".password-store",
+    ".local/share/keyrings",
+    ".local/share/kwalletd",
+    ".local/share/fish/fish_history",
+    ".local/share/containers",
+    ".local/share/atuin",
+    ".local/share/TelegramDesktop",
+    ".local/state/nix",
+    ".netrc",
+    ".authinfo",
+    ".authinfo.gpg",
+    ".git-credentials",
+    ".gitconfig",
+    ".npmrc",
+    ".yarnrc",
+    ".yarnrc.yml",
+    ".pypirc",
+    ".gem/credentials",
+    ".cargo/credentials",
+    ".cargo/credentials.toml",
+    ".m2/settings.xml",
+    ".m2/settings-security.xml",
+    ".gradle/gradle.properties",
+    ".composer/auth.json",
+    ".terraform.d",
+    ".terraformrc",
+    ".pulumi",
+    ".vault-token",
+    ".s3cfg",
+    ".boto",
+    ".oci",
+    ".aliyun",
+    ".bluemix",
+    ".fly",
+    ".minikube",
+    ".step",
+    ".pgpass",
+    ".my.cnf",
+    ".mylogin.cnf",
+    ".msmtprc",
+    ".mbsyncrc",
+    ".fetchmailrc",
+    ".pki",
+    ".Xauthority",
+    ".ICEauthority",
+    ".bash_history",
+    ".zsh_history",
+    ".python_history",
+    ".node_repl_history",
+    ".psql_history",
+    ".mysql_history",
+    ".sqlite_history",
+    ".rediscli_history",
+    ".lesshst",
+    ".viminfo",
+    ".wget-hsts",
+    ".bitcoin",
+    ".ethereum",
+    ".electrum",
+    ".claude",
+    ".claude.json",
+)
+
+# The same for the rest of the machine.
+SECRET_SYSTEM_PATHS = (
+    "/boot",
+    "/dev",
+    "/etc/NetworkManager",
+    "/etc/docker",
+    "/etc/gshadow",
+    "/etc/ipsec.secrets",
+    "/etc/krb5.keytab",
+    "/etc/kubernetes",
+    "/etc/letsencrypt",
+    "/etc/machine-id",
+    "/etc/nix",
+    "/etc/openvpn",
+    "/etc/pki/tls/private",
+    "/etc/ppp",
+    "/etc/shadow",
+    "/etc/ssh",
+    "/etc/ssl/private",
+    "/etc/sudoers",
+    "/etc/sudoers.d",
+    "/etc/wireguard",
+    "/proc",
+    "/root",
+    "/run",
+    "/sys",
+    "/tmp/.ICE-unix",
+    "/tmp/.X11-unix",
+    "/var/lib/containerd",
+    "/var/lib/docker",
+    "/var/lib/sss",
+    "/var/lib/systemd",
+    "/var/lib/tailscale",
+    "/var/log",
+    "/var/run",
+    "/var/spool",
+    "/nix/var",
+)
+
+# Variables of the host that name a socket or a directory of sockets.
+SOCKET_VARIABLES = ("SSH_AUTH_SOCK", "XDG_RUNTIME_DIR", "GNUPGHOME", "KUBECONFIG", "DOCKER_CONFIG")
+
+# ---------------------------------------------------------------------------- run later
+
+# What git runs, or is told to run, from a git directory. Read-only inside, also when it is absent:
+# then this content (None: an empty directory) stands in its place for the time of the session.
+# An empty `commondir` would stop git; `.` names the directory that it stands in.
+PROTECTED_GIT_PATHS = {
+    "hooks": None,
+    "config": "",
+    "config.worktree": "",
+    "commondir": ".\n",
+    "info/attributes": "",
+}
+
+# What Claude Code outside would obey when it is started in this project.
+PROTECTED_PROJECT_PATHS = {
+    ".claude/settings.json": "{}\n",
+    ".claude/settings.local.json": "{}\n",
+    ".mcp.json": '{"mcpServers": {}}\n',
+}
+
+# Too useful to take away, too dangerous to pass over: compared before and after the session.
+WATCHED_PROJECT_PATHS = (
+    ".bazelrc",
+    ".claude/agents",
+    ".claude/commands",
+    ".claude/skills",
+    ".devcontainer",
+    ".devcontainer.json",
+    ".dir-locals.el",
+    ".envrc",
+    ".exrc",
+    ".gitattributes",
+    ".githooks",
+    ".gitmodules",
+    ".husky",
+    ".idea",
+    ".lefthook.yml",
+    ".mise.toml",
+    ".npmrc",
+    ".nvim.lua",
+    ".nvimrc",
+    ".pre-commit-config.yaml",
+    ".vimrc",
+    ".vscode",
+    ".yarnrc.yml",
+    ".zed",
+    "CLAUDE.md",
+    "lefthook.yml",
+    "mise.toml",
+)
+
+# Names of files in a project that look like secrets: listed by the audit, left to the user.
+SECRET_FILE_NAMES = (
+    ".env",
+    ".env.*",
+    "*.pem",
+    "*.key",
+    "*.p12",
+    "*.pfx",
+    "*.jks",
+    "*.keystore",
+    "*.kdbx",
+    "*.ovpn",
+    "*.tfstate",
+    "*.tfvars",
+    "id_rsa",
+    "id_dsa",
+    "id_ecdsa",
+    "id_ed25519",
+    ".netrc",
+    ".npmrc",
+    ".pypirc",
+    ".htpasswd",
+    ".git-credentials",
+    "credentials",
+    "credentials*.json",
+    "client_secret*.json",
+    "service-account*.json",
+    "secrets.y*ml",
+    "secrets.json",
+)
+HARMLESS_FILE_NAMES = (".env.example", ".env.sample", ".env.template", ".env.dist")
+
+
+def is_within(path: str, directory: str) -> bool:
+    """Say whether `path` is `directory` or lies below it. Both absolute and normalised."""
+    return path == directory or directory == "/" or path.startswith(directory + "/")
+
+
+def host_variable_allowed(name: str) -> bool:
+    """Say whether this variable of the host is let in without being asked for."""
+    return name in HOST_VARIABLES or name.startswith(HOST_VARIABLE_PREFIXES) or name == API_KEY
+
+
+def variable_forbidden(name: str) -> bool:
+    """Say whether no one may let this variable in."""
+    return name in FORBIDDEN_VARIABLES or name.startswith(FORBIDDEN_VARIABLE_PREFIXES)
+
+
+def proc_masks() -> list[dict]:
+    """Return the mounts that cover what this kernel shows of the whole machine in /proc."""
+    return [
+        {"kind": "mask", "target": path, "reason": "system"}
+        for path in MASKED_PROC_FILES
+        if os.path.exists(path)
+    ]
+
+
+def state_home(home: str, environ=os.environ) -> str:
+    """Return the absolute path of claudebox's own state: $CLAUDEBOX_HOME or ~/.claudebox."""
+    chosen = environ.get("CLAUDEBOX_HOME") or home + "/.claudebox"
+    return os.path.realpath(chosen)
+
+
+def secret_paths(home: str, environ=os.environ) -> dict[str, str]:
+    """Return what no mount may touch: resolved absolute path → the name that it is known by.
+
+    A secret that is a symbolic link counts twice, where it lies and where it leads.
+    """
+    secrets = {}
+    parents = {}
+    for name in SECRET_HOME_PATHS:
+        path = f"{home}/{name}"
+        parent, _, last = path.rpartition("/")
+        if parent not in parents:
+            parents[parent] = os.path.realpath(parent)
+        resolved = f"{parents[parent]}/{last}"
+        secrets[path] = secrets[resolved] = f"~/{name}"
+        try:
+            os.readlink(resolved)
+        except OSError:
+            continue
+        secrets[os.path.realpath(resolved)] = f"~/{name}"
+    for path in SECRET_SYSTEM_PATHS:
+        # Whose home /root is, its own list above protects it.
+        if not is_within(home, path):
+            secrets[path] = path
+    secrets[f"/tmp/tmux-{os.getuid()}"] = f"/tmp/tmux-{os.getuid()}"
+    for variable in SOCKET_VARIABLES:
+        path = environ.get(variable, "")
+        if path.startswith("/"):
+            secrets[os.path.realpath(path)] = f"${variable}"
+    secrets[state_home(home, environ)] = "claudebox's own state"
+    return secrets
+
+
+def exposed_secret(path: str, secrets: dict[str, str], home: str) -> str | None:
+    """Return why mounting the resolved `path` would expose a secret, or None if it would not."""
+    if is_within(home, path):
+        return "it is the home directory" if home == path else "it contains the home directory"
+    for secret, name in secrets.items():
+        if path == secret:
+            return f"it is {name}"
+        if path.startswith(secret + "/"):
+            return f"it lies in {name}"
+        if secret.startswith(path + "/"):
+            return f"it contains {name}"
+    return None
+
+
+def refuse_secret_project(root: str, home: str) -> None:
+    """Raise Failure if a session in the resolved directory `root` would expose a secret."""
+    reason = exposed_secret(root, secret_paths(home), home)
+    if reason:
+        raise Failure(
+            f"{root} cannot be a project: {reason}", "start claudebox in a directory of its own"
+        )
+
+
+def host_credentials(home: str, environ=os.environ) -> str:
+    """Return the resolved path of the host's own Claude credentials, whether or not it exists."""
+    directory = environ.get("CLAUDE_CONFIG_DIR") or home + "/.claude"
+    return os.path.realpath(directory + "/.credentials.json")

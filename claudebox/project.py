@@ -1,0 +1,97 @@
+"""One bounded walk over a project: nested repositories, files that look like secrets, hard links."""
+
+import os
+
+from claudebox import policy
+
+ENTRY_LIMIT = 20_000
+
+_walks: dict[str, dict] = {}
+
+
+def walk(root: str) -> dict:
+    """Return what lies in the resolved directory `root`, shallow things first.
+
+    Keys: `repositories` (directories other than `root` that hold a `.git`), `secrets` (files whose
+    name looks like one), `hard_links` (files with more than one name), `complete` (whether the walk
+    ended before ENTRY_LIMIT entries). It stays on root's filesystem, follows no symbolic link and
+    does not look into git directories. The result is kept: two stages of one process walk once.
+    """
+    if root not in _walks:
+        _walks[root] = _walk(root)
+    return _walks[root]
+
+
+def _walk(root: str) -> dict:
+    exact, suffixes, patterns = _compiled(policy.SECRET_FILE_NAMES)
+    found = {"repositories": [], "secrets": [], "hard_links": [], "complete": True}
+    device = os.lstat(root).st_dev
+    directories = [root]
+    seen = 0
+    for directory in directories:
+        try:
+            entries = list(os.scandir(directory))
+        except OSError:
+            continue
+        for entry in entries:
+            seen += 1
+            if seen > ENTRY_LIMIT:
+                found["complete"] = False
+                return found
+            name = entry.name
+            if name == ".git":
+                if directory != root:
+                    found["repositories"].append(directory)
+                continue
+            try:
+                if entry.is_symlink():
+                    continue
+                status = entry.stat(follow_symlinks=False)
+                if entry.is_dir(follow_symlinks=False):
+                    if status.st_dev == device:
+                        directories.append(entry.path)
+                    continue
+            except OSError:
+                continue
+            if (
+                name in exact
+                or name.endswith(suffixes)
+                or any(name.startswith(a) and name.endswith(b) for a, b in patterns)
+            ) and name not in policy.HARMLESS_FILE_NAMES:
+                found["secrets"].append(entry.path)
+            if status.st_nlink > 1 and entry.is_file(follow_symlinks=False):
+                found["hard_links"].append(entry.path)
+    return found
+
+
+def _compiled(names: tuple[str, ...]) -> tuple[frozenset, tuple, list]:
+    """Split names with at most one `*` into exact names, suffixes, and (prefix, suffix) pairs."""
+    exact, suffixes, pairs = set(), [], []
+    for name in names:
+        before, star, after = name.partition("*")
+        if not star:
+            exact.add(name)
+        elif not before:
+            suffixes.append(after)
+        else:
+            pairs.append((before, after))
+    return frozenset(exact), tuple(suffixes), pairs
+
+
+def mounts_below(root: str) -> list[str]:
+    """Return the host's mount points below `root`: a bind mount of `root` brings them along."""
+    with open("/proc/self/mountinfo", "rb") as table:
+        points = [os.fsdecode(line.split(b" ", 5)[4]) for line in table]
+    below = []
+    for point in points:
+        # proc(5): space, tab, newline and backslash are octal escapes in this file.
+        for escape, character in (
+            ("\\040", " "),
+            ("\\011", "\t"),
+            ("\\012", "\n"),
+            ("\\134", "\\"),
+        ):
+            point = point.replace(escape, character)
+        if point.startswith(root + "/"):
+            below.append(point)
+    return below

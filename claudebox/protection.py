@@ -1,0 +1,183 @@
+"""The mounts that keep run-later files read-only: what git and Claude Code would obey outside."""
+
+import os
+import stat
+
+from claudebox import Failure, git, policy
+
+_REPOSITORY_LIMIT = 100
+
+
+class _Protection:
+    """Collects mounts. Every directory on the way to a protected file becomes a mount point.
+
+    A mount point cannot be renamed or removed inside (EBUSY), so none of them can be moved away to
+    make room for another directory with the same name. bwrap before 0.12 follows a symbolic link
+    in a mount point's path (CVE-2026-87766), therefore a link on the way ends the launch.
+    """
+
+    def __init__(self):
+        self.mounts = []
+        self._anchored = set()
+
+    def start_at(self, directory: str) -> None:
+        """Say that `directory` is a mount point already."""
+        self._anchored.add(directory)
+
+    def anchor(self, directory: str) -> None:
+        """Make `directory` and what lies between it and a mount point mount points of their own."""
+        if directory in self._anchored or directory == "/":
+            return
+        self.anchor(os.path.dirname(directory))
+        self._anchored.add(directory)
+        if self._mode(directory) not in (None, stat.S_IFDIR):
+            raise _not_protectable(directory)
+        self.mounts.append(
+            {"kind": "bind", "source": directory, "target": directory, "reason": "protected"}
+        )
+
+    def protect(self, base: str, name: str, absent: str | None) -> None:
+        """Make base/name read-only; `absent` stands there if it does not exist (None: a directory)."""
+        path = f"{base}/{name}"
+        mode = self._mode(path)
+        if mode is None and not _could_be_created(path):
+            return
+        self.anchor(os.path.dirname(path))
+        if mode in (stat.S_IFREG, stat.S_IFDIR):
+            mount = {"kind": "ro-bind", "source": path, "target": path, "reason": "protected"}
+        elif mode is not None:
+            raise _not_protectable(path)
+        elif absent is None:
+            mount = {"kind": "empty-dir", "target": path, "reason": "protected"}
+        else:
+            mount = {"kind": "file", "content": absent, "target": path, "reason": "protected"}
+        self.mounts.append(mount)
+
+    def git_directory(self, directory: str) -> None:
+        """Protect a git directory that is, or can become, the common directory of a repository."""
+        self.anchor(directory)
+        for name, absent in policy.PROTECTED_GIT_PATHS.items():
+            self.protect(directory, name, absent)
+
+    def worktree_directory(self, directory: str) -> None:
+        """Protect the private git directory of a linked worktree (gitrepository-layout(5))."""
+        self.anchor(directory)
+        for name in ("commondir", "gitdir"):
+            if os.path.lexists(f"{directory}/{name}"):
+                self.protect(directory, name, "")
+        self.protect(directory, "config.worktree", "")
+
+    @staticmethod
+    def _mode(path: str) -> int | None:
+        try:
+            return stat.S_IFMT(os.lstat(path).st_mode)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise Failure(
+                f"{path} cannot be read: {error.strerror}", "mend its permissions"
+            ) from None
+
+
+def _not_protectable(path: str) -> Failure:
+    return Failure(
+        f"{path} is a symbolic link or a special file, so it cannot be made read-only inside",
+        "replace it with a plain file or directory",
+    )
+
+
+def _could_be_created(path: str) -> bool:
+    """Say whether the user could make `path`: where nobody can write, nothing needs to be held shut."""
+    directory = os.path.dirname(path)
+    while not os.path.isdir(directory):
+        directory = os.path.dirname(directory)
+    if os.statvfs(directory).f_flag & os.ST_RDONLY:
+        return False
+    return os.lstat(directory).st_uid == os.getuid() or os.access(directory, os.W_OK)
+
+
+def mounts(project: dict, repositories: list[str]) -> list[dict]:
+    """Return the mounts that protect a project, in order, to stand after the project's own.
+
+    `project` is the plan's; `repositories` are the directories below its root that hold a `.git`.
+    Raises Failure where a symbolic link or a special file stands in a protected place, or where
+    there are more than 100 nested repositories.
+    """
+    protection = _Protection()
+    root = project["root"]
+    protection.start_at(root)
+    for directory in dict.fromkeys((root, project["cwd"])):
+        for name, absent in policy.PROTECTED_PROJECT_PATHS.items():
+            protection.protect(directory, name, absent)
+    repository = project["git"]
+    if repository is not None:
+        common = repository["common_dir"]
+        if not policy.is_within(common, root):
+            protection.start_at(common)
+            protection.mounts.append(
+                {"kind": "bind", "source": common, "target": common, "reason": "git"}
+            )
+        _repository(protection, common, root)
+        if not os.path.isdir(root + "/.git"):
+            protection.protect(root, ".git", None)
+    else:
+        protection.protect(root, ".git", None)
+    if len(repositories) > _REPOSITORY_LIMIT:
+        raise Failure(
+            f"{root} holds more than {_REPOSITORY_LIMIT} git repositories",
+            "start claudebox in one of them",
+        )
+    for directory in repositories:
+        _nested(protection, directory, root)
+    return protection.mounts
+
+
+def _repository(protection: _Protection, common: str, root: str) -> None:
+    if not git.is_git_directory(common):
+        # Not a repository, but `git init` inside would make it one.
+        protection.protect(os.path.dirname(common), os.path.basename(common), None)
+        return
+    protection.git_directory(common)
+    for module in _modules(common + "/modules"):
+        protection.git_directory(module)
+    for name in _names(common + "/worktrees"):
+        directory = f"{common}/worktrees/{name}"
+        place = (git.read_small_file(directory + "/gitdir") or "").rstrip("\n")
+        if policy.is_within(os.path.realpath(os.path.join(directory, place)), root):
+            protection.worktree_directory(directory)
+        else:
+            protection.anchor(common + "/worktrees")
+            protection.protect(common + "/worktrees", name, None)
+
+
+def _nested(protection: _Protection, directory: str, root: str) -> None:
+    dot_git = directory + "/.git"
+    try:
+        mode = stat.S_IFMT(os.lstat(dot_git).st_mode)
+    except OSError:
+        return
+    if mode == stat.S_IFDIR:
+        protection.anchor(directory)
+        _repository(protection, dot_git, root)
+    else:
+        protection.protect(directory, ".git", None)
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return sorted(entry.name for entry in os.scandir(directory) if entry.is_dir())
+    except OSError:
+        return []
+
+
+def _modules(directory: str) -> list[str]:
+    """Return the git directories below `modules`: a submodule's name may hold slashes."""
+    found = []
+    for name in _names(directory):
+        path = f"{directory}/{name}"
+        if git.is_git_directory(path):
+            found.append(path)
+            found.extend(_modules(path + "/modules"))
+        else:
+            found.extend(_modules(path))
+    return found

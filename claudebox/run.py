@@ -1,0 +1,341 @@
+"""claudebox-run: launches a plan, stays beside the session, and cleans up after it."""
+
+import _signal
+import fcntl
+import os
+import sys
+
+from claudebox import Failure, enforcement, policy
+from claudebox.sandbox import bwrap
+
+# The payload waits in this shell until the launcher has seen that it is up, and never starts if the
+# launcher is gone: `--die-with-parent` alone lets 81 of 300 payloads survive a SIGKILL in bwrap's
+# first milliseconds. bwrap's own words go to a pipe as long; 7 is the session's real stderr.
+_GATE = 'printf . >&8 && read -r go <&9 || exit 125; exec "$@" 2>&7 7>&- 8>&- 9<&-'
+_REAL_STDERR, _READY, _GO = 7, 8, 9
+_FIRST_DATA_DESCRIPTOR = 10
+
+_FORWARDED = (_signal.SIGTERM, _signal.SIGHUP)
+_FROM_TERMINAL = (_signal.SIGINT, _signal.SIGQUIT)
+_NAMES = {
+    _signal.SIGTERM: "TERM",
+    _signal.SIGHUP: "HUP",
+    _signal.SIGINT: "INT",
+    _signal.SIGQUIT: "QUIT",
+}
+
+
+class _Terminated(BaseException):
+    """SIGTERM or SIGHUP arrived before the payload ran."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+
+class _Sandbox:
+    """A bwrap process that holds its payload at the gate until `open_gate`."""
+
+    def __init__(self, pid: int, ready: int, go: int, errors: int):
+        self.pid = pid
+        self._ready = ready
+        self._go = go
+        self._errors = errors
+
+    def wait_until_ready(self) -> None:
+        """Return when the payload stands at the gate; raise Failure with bwrap's words otherwise."""
+        if os.read(self._ready, 1):
+            return
+        os.close(self._go)
+        words = os.read(self._errors, 4096).decode(errors="replace").strip()
+        self.wait()
+        from claudebox.sandbox import diagnosis
+
+        raise Failure(*diagnosis.explain(words))
+
+    def open_gate(self) -> None:
+        """Let the payload start."""
+        os.write(self._go, b"\n")
+        os.close(self._go)
+
+    def abandon(self) -> None:
+        """End the sandbox at once."""
+        try:
+            os.kill(self.pid, _signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        self.wait()
+
+    def wait(self) -> int:
+        """Return the exit status of the payload, 128 + n if signal n ended it."""
+        _, status = os.waitpid(self.pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        return code if code >= 0 else 128 - code
+
+    def forward(self, number: int) -> None:
+        """Send a signal to the payload: the child of bwrap's own child, which is pid 1 inside."""
+        for first in _children(self.pid):
+            for payload in _children(first):
+                os.kill(payload, number)
+
+
+def _children(parent: int) -> list[int]:
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    fields = file.read().rpartition(b")")[2].split()
+            except OSError:
+                continue
+            if int(fields[1]) == parent:
+                found.append(int(name))
+    return found
+
+
+def launch(plan: dict, protections_are_fresh: bool = False) -> int:
+    """Launch `plan`, wait for the session to end, clean up, and return its exit status.
+
+    `protections_are_fresh` is for a plan that this process made just now. Raises Failure if the
+    plan breaks the policy or the sandbox cannot be made; nothing of the payload has run then.
+    """
+    from claudebox.sandbox import standins, state, watch
+
+    enforcement.refuse_unsafe(plan, protections_are_fresh)
+    _tidy_descriptors()
+    restored = [number for number in _NAMES if _signal.getsignal(number) != _signal.SIG_IGN]
+    sandbox = terminal = None
+    started = False
+
+    def arrived(number, _frame):
+        if started:
+            sandbox.forward(number)
+        else:
+            raise _Terminated(number)
+
+    for number in _FORWARDED:
+        if number in restored:
+            _signal.signal(number, arrived)
+    opened = state.prepare(plan)
+    locks = []
+    try:
+        standins.remove(opened.directory)
+        locks = standins.make(plan, opened.directory)
+        root = plan["project"]["root"]
+        before = watch.fingerprint(root)
+        terminal = _terminal_modes()
+        sandbox = _spawn(plan, restored)
+        sandbox.wait_until_ready()
+        for number in _FROM_TERMINAL:
+            _signal.signal(number, _signal.SIG_IGN)
+        started = True
+        sandbox.open_gate()
+        status = sandbox.wait()
+        sandbox = None
+        _restore_terminal(terminal)
+        _report(watch.changes(before, watch.fingerprint(root)), root)
+        return status
+    except _Terminated as terminated:
+        return 128 + terminated.number
+    finally:
+        if sandbox is not None:
+            sandbox.abandon()
+        for lock in locks:
+            os.close(lock)
+        standins.remove(opened.directory)
+        opened.close()
+
+
+def preflight(plan: dict) -> None:
+    """Make the sandbox of `plan` up to the gate and take it down again; raise Failure if it cannot be.
+
+    What a launch would first create is left out, and nothing is created.
+    """
+    enforcement.refuse_unsafe(plan)
+    state = policy.state_home(plan["user"]["home"])
+    while not os.path.exists(state):
+        state = os.path.dirname(state)
+    if not os.path.isdir(state) or not os.access(state, os.W_OK | os.X_OK):
+        raise Failure(f"{state} cannot be written", "mend that, or set CLAUDEBOX_HOME")
+    _tidy_descriptors()
+    mounts = [
+        mount
+        for mount in plan["mounts"]
+        if mount["kind"] not in ("bind", "ro-bind") or os.path.exists(mount["source"])
+    ]
+    mounts = [
+        mount
+        for mount in mounts
+        if mount["reason"] != "protected" or os.path.lexists(mount["target"])
+    ]
+    mounts = [mount for mount in mounts if mount["reason"] != "credentials"]
+    sandbox = _spawn({**plan, "mounts": mounts}, [])
+    sandbox.wait_until_ready()
+    sandbox.abandon()
+
+
+def environment(plan: dict, environ=os.environ) -> dict[str, str]:
+    """Return the environment that bwrap is executed with: all that the sandbox will see.
+
+    It is passed by execve(2) alone: /proc/PID/cmdline is readable for every user, and bwrap's own
+    /proc/1/environ inside still shows what `--clearenv` removed.
+    """
+    variables = {}
+    for variable in plan["env"]:
+        if variable["source"] != "host":
+            variables[variable["name"]] = variable["value"]
+        elif variable["name"] in environ:
+            variables[variable["name"]] = environ[variable["name"]]
+    return variables
+
+
+def _payload(plan: dict, restored: list[int]) -> list[str]:
+    """Return the command inside: the gate, and GNU env to undo the signals that bwrap ignores."""
+    command = plan["command"]
+    if restored:
+        names = ",".join(_NAMES[number] for number in restored)
+        command = ["/usr/bin/env", f"--default-signal={names}", *command]
+    return ["/bin/sh", "-c", _GATE, "sh", *command]
+
+
+def _env_restores_signals() -> bool:
+    """Say whether /usr/bin/env knows --default-signal (coreutils 8.31): its name is in the program."""
+    try:
+        with open("/usr/bin/env", "rb") as program:
+            return b"default-signal" in program.read()
+    except OSError:
+        return False
+
+
+def _tidy_descriptors() -> None:
+    """Close what was inherited beyond stdin, stdout and stderr: bwrap would hand it all on."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(number, True)
+    for name in os.listdir("/proc/self/fd"):
+        number = int(name)
+        try:
+            if number > 2 and os.get_inheritable(number):
+                os.close(number)
+        except OSError:
+            pass
+
+
+def _memory_file(name: str, content: bytes) -> int:
+    """Return an inheritable descriptor, above those of the gate, of a file that holds `content`."""
+    file = os.memfd_create(name, os.MFD_CLOEXEC)
+    with open(file, "wb", closefd=False) as stream:
+        stream.write(content)
+    os.lseek(file, 0, os.SEEK_SET)
+    moved = fcntl.fcntl(file, fcntl.F_DUPFD, _FIRST_DATA_DESCRIPTOR)
+    os.close(file)
+    return moved
+
+
+def _spawn(plan: dict, restored: list[int]) -> _Sandbox:
+    if not _env_restores_signals():
+        restored = []
+    arguments = bwrap.arguments(plan)
+    files = [_memory_file(data.name, data.content) for data in bwrap.descriptors(arguments)]
+    words = bwrap.numbered(arguments, files)
+    files.append(_memory_file("arguments", b"".join(os.fsencode(word) + b"\0" for word in words)))
+    argv = ["bwrap", "--args", str(files[-1]), "--", *_payload(plan, restored)]
+    variables = environment(plan)
+    program = plan["bwrap"]["path"]
+    ready, ready_inside = os.pipe()
+    go_inside, go = os.pipe()
+    errors, errors_inside = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            high = [
+                fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _FIRST_DATA_DESCRIPTOR)
+                for descriptor in (2, ready_inside, go_inside, errors_inside)
+            ]
+            for descriptor, place in zip(high, (_REAL_STDERR, _READY, _GO, 2), strict=True):
+                os.dup2(descriptor, place)
+            # Python ignores these two, and execve would hand that on.
+            for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
+                _signal.signal(number, _signal.SIG_DFL)
+            # Ctrl-C goes to the whole foreground process group; it must not end bwrap.
+            for number in restored:
+                _signal.signal(number, _signal.SIG_IGN)
+            os.execve(program, argv, variables)
+        except OSError as error:
+            os.write(2, f"{program}: {error.strerror}".encode())
+        finally:
+            os._exit(127)
+    for descriptor in (*files, ready_inside, go_inside, errors_inside):
+        os.close(descriptor)
+    return _Sandbox(pid, ready, go, errors)
+
+
+def _terminal_modes():
+    if not os.isatty(0):
+        return None
+    import termios
+
+    try:
+        return termios.tcgetattr(0)
+    except termios.error:
+        return None
+
+
+def _restore_terminal(modes) -> None:
+    """Put back the terminal modes of before: a killed full-screen program leaves its own."""
+    if modes is None:
+        return
+    import termios
+
+    # A launcher in the background would be stopped by SIGTTOU.
+    if os.tcgetpgrp(0) == os.getpgrp():
+        try:
+            termios.tcsetattr(0, termios.TCSADRAIN, modes)
+        except termios.error:
+            pass
+
+
+def _report(changed: list[str], root: str) -> None:
+    if changed:
+        from claudebox import command
+
+        names = ", ".join(path[len(root) + 1 :] for path in changed)
+        command.complain(
+            f"changed in this session, and can run code outside: {names}: read them before you go on"
+        )
+
+
+def take_terminal_back() -> None:
+    """Make the terminal standard input again, after a plan was read from there."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDWR)
+    except OSError:
+        terminal = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(terminal, 0)
+    if terminal > 2:
+        os.close(terminal)
+
+
+def main(arguments: list[str]) -> int:
+    """Run `claudebox-run`: the exit status of the session, 1 for a refusal, 2 for wrong usage."""
+    from claudebox import command
+
+    parser = command.parser(
+        "claudebox-run", "Launch the plan on standard input. plan → exit status of what ran"
+    )
+    parser.add_argument("plan", nargs="?", choices=["-"], metavar="-", help="standard input")
+    parser.add_argument("--dry-run", action="store_true", help="print the command; launch nothing")
+    options = parser.parse_args(arguments)
+    plan = command.read_plan()
+    if options.dry_run:
+        from claudebox import dry_run
+
+        enforcement.refuse_unsafe(plan)
+        sys.stdout.flush()
+        sys.stdout.buffer.write(dry_run.script(plan))
+        return 0
+    if not sys.stdin.isatty():
+        take_terminal_back()
+    return launch(plan)

@@ -1,0 +1,1 @@
+"""The mechanism: turns a launch plan into a running sandbox."""

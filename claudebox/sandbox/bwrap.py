@@ -1,0 +1,84 @@
+"""The arguments of bwrap: a pure function of the launch plan."""
+
+from claudebox import briefing
+from claudebox.sandbox import seccomp
+
+NAMESPACES = (
+    "--unshare-user",
+    "--unshare-ipc",
+    "--unshare-pid",
+    "--unshare-uts",
+    "--unshare-cgroup-try",
+)
+
+# For uid 0, /proc/sys stays writable even in a user namespace without capabilities, core_pattern
+# included (measured with bubblewrap 0.8.0, Linux 6.18).
+_READ_ONLY_SYSCTL = ("--ro-bind", "/proc/sys", "/proc/sys")
+
+
+class Data:
+    """Bytes that bwrap reads from a file descriptor; stands in the arguments for its number."""
+
+    __slots__ = ("content", "name")
+
+    def __init__(self, name: str, content: bytes):
+        self.name = name
+        self.content = content
+
+    def __eq__(self, other):
+        return isinstance(other, Data) and self.content == other.content
+
+
+def arguments(plan: dict) -> list:
+    """Return bwrap's arguments for `plan`: strings, and Data where a descriptor's number belongs."""
+    result = [*NAMESPACES, "--die-with-parent", "--hostname", "claudebox"]
+    # bwrap drops the bounding set with ALL; without it uid 0 would keep every capability.
+    result += ["--cap-drop", "ALL"]
+    result += ["--uid", str(plan["user"]["uid"]), "--gid", str(plan["user"]["gid"])]
+    if plan["bwrap"]["disable_userns"]:
+        result.append("--disable-userns")
+    # The `inet` tier brings a network namespace of its own that bwrap is started in.
+    if plan["network"]["tier"] == "none":
+        result.append("--unshare-net")
+    result += ["--seccomp", Data("seccomp filter", seccomp.program())]
+    for mount in plan["mounts"]:
+        result += _mount(mount, plan)
+    result += ["--remount-ro", "/", "--chdir", plan["project"]["cwd"]]
+    return result
+
+
+def _mount(mount: dict, plan: dict) -> list:
+    kind, target = mount["kind"], mount["target"]
+    if kind in ("bind", "ro-bind", "symlink"):
+        return ["--" + kind, mount["source"], target]
+    if kind == "tmpfs":
+        size = ["--size", str(mount["size"])] if "size" in mount else []
+        return [*size, "--perms", _tmpfs_mode(target), "--tmpfs", target]
+    if kind == "empty-dir":
+        return ["--perms", "0555", "--tmpfs", target, "--remount-ro", target]
+    if kind == "proc":
+        return ["--proc", target, *_READ_ONLY_SYSCTL]
+    if kind == "mask":
+        return ["--ro-bind", "/dev/null", target]
+    if kind == "dev":
+        return ["--dev", target]
+    content = briefing.text(plan) if kind == "briefing" else mount["content"]
+    data = Data(target, content.encode("utf-8", "surrogateescape"))
+    return ["--perms", "0444", "--ro-bind-data", data, target]
+
+
+def _tmpfs_mode(target: str) -> str:
+    return "1777" if target in ("/tmp", "/var/tmp") else "0755"
+
+
+def descriptors(arguments: list) -> list[Data]:
+    """Return the Data among `arguments`, in order."""
+    return [argument for argument in arguments if isinstance(argument, Data)]
+
+
+def numbered(arguments: list, numbers: list[int]) -> list[str]:
+    """Return `arguments` with each Data replaced by its descriptor number from `numbers`."""
+    remaining = iter(numbers)
+    return [
+        str(next(remaining)) if isinstance(argument, Data) else argument for argument in arguments
+    ]

@@ -1,0 +1,181 @@
+"""Makes and removes the stand-ins: what bwrap mounts a read-only file on where the project has none.
+
+A stand-in is an empty directory or a file with harmless content, on the host, for the time of the
+session. Every session holds a shared lock on each; whoever gets the exclusive lock may remove it.
+"""
+
+import fcntl
+import os
+import stat
+
+from claudebox import Failure
+
+RECORD = "standins.json"
+
+
+def make(plan: dict, instance: int) -> list[int]:
+    """Make the stand-ins that `plan` needs and return the descriptors that hold their locks.
+
+    They are recorded in the directory `instance` before they are made. Raises Failure where a
+    symbolic link stands in the way, or where a file that is to be protected has vanished.
+    """
+    from claudebox.sandbox import state
+
+    wanted = []
+    for mount in plan["mounts"]:
+        if mount["reason"] == "protected" and not os.path.lexists(mount["target"]):
+            if mount["kind"] == "ro-bind":
+                raise Failure(
+                    f"{mount['target']} vanished while the session was prepared", "start it again"
+                )
+            wanted.append([mount["target"], mount.get("content")])
+    if wanted:
+        import json
+
+        record = recorded(instance)
+        record.extend(entry for entry in wanted if entry not in record)
+        state.replace_file(instance, RECORD, json.dumps(record, indent=1) + "\n")
+    for path, content in wanted:
+        _make(path, content)
+    locks = []
+    for mount in plan["mounts"]:
+        if mount["reason"] == "protected":
+            lock = _open(mount["target"])
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            locks.append(lock)
+    return locks
+
+
+def remove(instance: int) -> list[str]:
+    """Remove the recorded stand-ins that no session uses; return the paths of those that remain."""
+    import json
+
+    from claudebox.sandbox import state
+
+    record = recorded(instance)
+    if not record:
+        return []
+    remaining = [entry for entry in reversed(record) if not _remove(*entry)]
+    remaining.reverse()
+    if remaining:
+        state.replace_file(instance, RECORD, json.dumps(remaining, indent=1) + "\n")
+    else:
+        os.unlink(RECORD, dir_fd=instance)
+    return [path for path, _ in remaining]
+
+
+def recorded(instance: int) -> list[list]:
+    """Return the recorded stand-ins: [path, content or None for a directory]."""
+    import json
+
+    from claudebox.sandbox import state
+
+    try:
+        record = json.loads(state.read_file(instance, RECORD) or "[]")
+    except (ValueError, RecursionError):
+        return []
+    if not isinstance(record, list):
+        return []
+    return [
+        entry
+        for entry in record
+        if isinstance(entry, list)
+        and len(entry) == 2
+        and isinstance(entry[0], str)
+        and entry[0].startswith("/")
+        and (entry[1] is None or isinstance(entry[1], str))
+    ]
+
+
+def _directory(path: str) -> int:
+    """Return a descriptor of the directory `path`, no component of which is a symbolic link."""
+    current = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    for name in path.split("/")[1:]:
+        if not name:
+            continue
+        try:
+            following = os.open(
+                name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current
+            )
+        finally:
+            os.close(current)
+        current = following
+    return current
+
+
+def _open(path: str) -> int:
+    directory, name = path.rsplit("/", 1)
+    parent = _directory(directory)
+    try:
+        return os.open(
+            name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent
+        )
+    except OSError as error:
+        raise Failure(
+            f"{path} cannot be protected: {error.strerror}", "mend or remove it"
+        ) from None
+    finally:
+        os.close(parent)
+
+
+def _make(path: str, content: str | None) -> None:
+    directory, name = path.rsplit("/", 1)
+    try:
+        parent = _directory(directory)
+        try:
+            if content is None:
+                os.mkdir(name, 0o755, dir_fd=parent)
+            else:
+                file = os.open(
+                    name,
+                    os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
+                    0o644,
+                    dir_fd=parent,
+                )
+                os.write(file, content.encode("utf-8", "surrogateescape"))
+                os.close(file)
+        finally:
+            os.close(parent)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise Failure(
+            f"{path} cannot be protected: {error.strerror}", "make the project directory writable"
+        ) from None
+
+
+def _remove(path: str, content: str | None) -> bool:
+    """Remove one stand-in if it is still what was made and no session holds it; say if it is gone."""
+    directory, name = path.rsplit("/", 1)
+    try:
+        parent = _directory(directory)
+    except OSError:
+        return True
+    try:
+        try:
+            descriptor = os.open(
+                name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent
+            )
+        except OSError:
+            return True
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return False
+            mode = os.fstat(descriptor).st_mode
+            if content is None and stat.S_ISDIR(mode):
+                # A directory that the user has put something into stays.
+                try:
+                    os.rmdir(name, dir_fd=parent)
+                except OSError:
+                    pass
+            elif content is not None and stat.S_ISREG(mode):
+                expected = content.encode("utf-8", "surrogateescape")
+                if os.read(descriptor, len(expected) + 1) == expected:
+                    os.unlink(name, dir_fd=parent)
+        finally:
+            os.close(descriptor)
+    finally:
+        os.close(parent)
+    return True

@@ -1,0 +1,281 @@
+"""Prepares what lasts of a session: the instance directory and the shared credentials directory.
+
+Everything in an instance's `claude` directory was written inside a sandbox and is hostile: it is
+reached through directory descriptors, no symbolic link is followed, sizes are bounded.
+"""
+
+import fcntl
+import os
+import stat
+
+from claudebox import Failure, briefing, policy
+
+METADATA = "instance.json"
+_LOCK = "lock"
+_PREPARATION_LOCK = "preparation.lock"
+_TEMPORARY = ".claudebox-temporary"
+_SIZE_LIMIT = 64 * 1024 * 1024
+_IMPORT_LINE = "@SANDBOX.md"
+
+
+class Instance:
+    """An open, locked instance directory. Closing the descriptors, or death, frees the locks."""
+
+    def __init__(self, path: str, directory: int, lock: int):
+        self.path = path
+        self.directory = directory
+        self._lock = lock
+
+    def close(self) -> None:
+        """Give the locks back."""
+        for descriptor in (self._lock, self.directory):
+            os.close(descriptor)
+
+
+def prepare(plan: dict, environ=os.environ) -> Instance:
+    """Make or refresh the state that `plan` needs and return its instance, locked as in use.
+
+    Raises Failure if the state cannot be made or belongs to another project.
+    """
+    home = plan["user"]["home"]
+    state = policy.state_home(home)
+    _make_private(state)
+    _make_private(state + "/instances")
+    _prepare_credentials(state, os.path.isfile(policy.host_credentials(home)))
+    opened = _open(plan["instance"]["path"])
+    try:
+        preparation = os.open(
+            _PREPARATION_LOCK,
+            os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC,
+            0o600,
+            dir_fd=opened.directory,
+        )
+        try:
+            fcntl.flock(preparation, fcntl.LOCK_EX)
+            _refresh_metadata(opened.directory, plan["instance"])
+            _seed_claude(opened.directory, plan, environ)
+        finally:
+            os.close(preparation)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
+def _open(path: str) -> Instance:
+    """Make the instance directory if need be, and hold its lock shared.
+
+    `gc` removes a directory under the exclusive lock, so after the lock was got the directory
+    must still be the one at `path`.
+    """
+    while True:
+        _make_private(path)
+        directory = open_directory(path)
+        lock = os.open(
+            _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory
+        )
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        try:
+            if os.path.samestat(os.fstat(directory), os.lstat(path)):
+                return Instance(path, directory, lock)
+        except FileNotFoundError:
+            pass
+        os.close(lock)
+        os.close(directory)
+
+
+def open_directory(path: str, at: int | None = None) -> int:
+    """Return a descriptor of a real directory (not a link to one) that belongs to the user."""
+    try:
+        descriptor = os.open(
+            path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at
+        )
+    except OSError as error:
+        raise Failure(
+            f"{path} is not a readable directory: {error.strerror}",
+            "claudebox does not follow links here: move it away if it is not yours",
+        ) from None
+    if os.fstat(descriptor).st_uid != os.getuid():
+        os.close(descriptor)
+        raise Failure(f"{path} belongs to another user", "give it back, or set CLAUDEBOX_HOME")
+    return descriptor
+
+
+def _make_private(path: str) -> None:
+    """Make the directory `path` with mode 0700 if it is not there; mend a mode that is wider."""
+    try:
+        os.makedirs(path, 0o700)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise Failure(
+            f"{path} cannot be made: {error.strerror}", "mend that, or set CLAUDEBOX_HOME"
+        ) from None
+    descriptor = open_directory(path)
+    if os.fstat(descriptor).st_mode & 0o077:
+        os.fchmod(descriptor, 0o700)
+    os.close(descriptor)
+
+
+def _prepare_credentials(state: str, host_has_credentials: bool) -> None:
+    """Make the shared credentials directory, with a mount point if the host's file goes over it.
+
+    bwrap would leave a mount point with mode 0444 behind otherwise, which Claude cannot write.
+    """
+    _make_private(state + "/credentials")
+    if host_has_credentials:
+        try:
+            os.close(
+                os.open(
+                    state + "/credentials/.credentials.json",
+                    os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW,
+                    0o600,
+                )
+            )
+        except FileExistsError:
+            pass
+
+
+def _refresh_metadata(directory: int, instance: dict) -> None:
+    import json
+    from time import time
+
+    now = int(time())
+    created = now
+    text = read_file(directory, METADATA)
+    if text is not None:
+        try:
+            known = json.loads(text)
+            root, created = known["root"], int(known["created"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            root = instance["root"]
+        if root != instance["root"]:
+            raise Failure(
+                f"{instance['path']} belongs to {root}, not to {instance['root']}",
+                "move that directory away: its metadata was moved or changed",
+            )
+    metadata = {"root": instance["root"], "created": created, "last_used": now}
+    replace_file(directory, METADATA, json.dumps(metadata, indent=2) + "\n")
+
+
+def _seed_claude(directory: int, plan: dict, environ) -> None:
+    try:
+        os.mkdir("claude", 0o700, dir_fd=directory)
+    except FileExistsError:
+        pass
+    claude = open_directory("claude", directory)
+    try:
+        _seed_configuration(claude, plan, environ)
+        text = briefing.text(plan)
+        if read_file(claude, "SANDBOX.md") != text:
+            replace_file(claude, "SANDBOX.md", text)
+        memory = read_file(claude, "CLAUDE.md")
+        if memory is None:
+            if not _exists(claude, "CLAUDE.md"):
+                replace_file(claude, "CLAUDE.md", _IMPORT_LINE + "\n")
+        elif _IMPORT_LINE not in (line.strip() for line in memory.splitlines()):
+            separator = "" if not memory or memory.endswith("\n") else "\n"
+            replace_file(claude, "CLAUDE.md", f"{memory}{separator}{_IMPORT_LINE}\n")
+    finally:
+        os.close(claude)
+
+
+def _seed_configuration(claude: int, plan: dict, environ) -> None:
+    """Answer Claude's questions of a first start in `.claude.json`; nothing else in it is touched.
+
+    The keys are those that Claude Code 2.1.330 asks for: hasCompletedOnboarding, the trust of the
+    directory, and the last 20 characters of an API key.
+    """
+    import json
+
+    text = read_file(claude, ".claude.json")
+    configuration = {}
+    if text is not None and text.strip():
+        try:
+            configuration = json.loads(text)
+        except (ValueError, RecursionError):
+            configuration = None
+    if not isinstance(configuration, dict):
+        # Not readable for Claude either; it keeps what it cannot read under another name, too.
+        os.rename(".claude.json", ".claude.json.corrupted", src_dir_fd=claude, dst_dir_fd=claude)
+        configuration = {}
+    changed = _set(configuration, "hasCompletedOnboarding", True)
+    projects = _object(configuration, "projects")
+    changed |= _set(_object(projects, plan["project"]["cwd"]), "hasTrustDialogAccepted", True)
+    key = environ.get(policy.API_KEY)
+    if key and any(variable["name"] == policy.API_KEY for variable in plan["env"]):
+        answers = _object(configuration, "customApiKeyResponses")
+        approved = answers.get("approved")
+        if not isinstance(approved, list):
+            approved = answers["approved"] = []
+        if key[-20:] not in approved:
+            approved.append(key[-20:])
+            changed = True
+    if changed:
+        replace_file(claude, ".claude.json", json.dumps(configuration, indent=2) + "\n")
+
+
+def _object(parent: dict, key: str) -> dict:
+    if not isinstance(parent.get(key), dict):
+        parent[key] = {}
+    return parent[key]
+
+
+def _set(record: dict, key: str, value) -> bool:
+    changed = record.get(key) != value
+    record[key] = value
+    return changed
+
+
+def _exists(directory: int, name: str) -> bool:
+    try:
+        os.lstat(name, dir_fd=directory)
+        return True
+    except OSError:
+        return False
+
+
+def read_file(directory: int, name: str) -> str | None:
+    """Return the text of the regular file `name` in `directory`, or None if it is no such thing.
+
+    Raises Failure for a file of more than 64 MiB.
+    """
+    try:
+        descriptor = os.open(
+            name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory
+        )
+    except OSError:
+        return None
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        content = file.read(_SIZE_LIMIT + 1)
+    if len(content) > _SIZE_LIMIT:
+        raise Failure(f"{name} of the instance is larger than 64 MiB", "move it away")
+    return content.decode("utf-8", "surrogateescape")
+
+
+def replace_file(directory: int, name: str, text: str) -> None:
+    """Write `text` to the file `name` in `directory` in one step, with mode 0600.
+
+    The new file takes the name with rename(2): a reader sees the old or the new one, and a
+    symbolic link with that name is replaced, not followed.
+    """
+    try:
+        os.unlink(_TEMPORARY, dir_fd=directory)
+    except FileNotFoundError:
+        pass
+    descriptor = os.open(
+        _TEMPORARY,
+        os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
+        0o600,
+        dir_fd=directory,
+    )
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(text.encode("utf-8", "surrogateescape"))
+        os.rename(_TEMPORARY, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except BaseException:
+        os.unlink(_TEMPORARY, dir_fd=directory)
+        raise

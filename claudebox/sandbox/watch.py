@@ -1,0 +1,42 @@
+"""Compares what could run outside later, before and after a session."""
+
+import os
+
+from claudebox import policy
+
+_ENTRY_LIMIT = 2000
+
+
+def fingerprint(root: str) -> dict[str, tuple]:
+    """Return path → (inode, size, change time in ns) of the watched files of a project.
+
+    The change time is the kernel's own: no program can set it.
+    """
+    seen = {}
+    for name in policy.WATCHED_PROJECT_PATHS:
+        _add(f"{root}/{name}", seen)
+    return seen
+
+
+def _add(path: str, seen: dict) -> None:
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return
+    if len(seen) >= _ENTRY_LIMIT:
+        return
+    if status.st_mode & 0o170000 == 0o040000:
+        try:
+            for name in os.listdir(path):
+                _add(f"{path}/{name}", seen)
+        except OSError:
+            pass
+    else:
+        seen[path] = (status.st_ino, status.st_size, status.st_ctime_ns)
+
+
+def changes(before: dict, after: dict) -> list[str]:
+    """Return the watched paths that were made, changed or removed, sorted."""
+    return sorted(
+        path for path in before.keys() | after.keys() if before.get(path) != after.get(path)
+    )
