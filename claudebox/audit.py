@@ -112,7 +112,7 @@ def report(plan: dict, environ=os.environ) -> dict:
     mounts = [
         {
             "target": mount["target"],
-            "mode": "rw" if mount["kind"] in ("bind", "tmpfs") else "ro",
+            "mode": "rw" if mount["kind"] in ("bind", "tmpfs", "dev", "proc") else "ro",
             "kind": mount["kind"],
             "reason": mount["reason"],
             **({"source": mount["source"]} if "source" in mount else {}),
@@ -318,7 +318,7 @@ def main(arguments: list[str]) -> int:
         help="print the audit as JSON instead of the plan; ask nothing",
     )
     options = parser.parse_args(arguments)
-    plan = command.read_plan()
+    plan = command.read_plan(whole=True)
     if options.json:
         show(plan, sys.stdout, as_json=True)
     elif sys.stdout.isatty():

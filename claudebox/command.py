@@ -9,13 +9,37 @@ INTERRUPTED = 130
 CLOSED_PIPE = 141
 
 
+class _Closed:
+    """Stands for a standard output that was closed before this process began."""
+
+    encoding = "utf-8"
+
+    def write(self, _text):
+        raise Failure("standard output is closed", "give this command one to write to", status=2)
+
+    def flush(self):
+        pass
+
+    def isatty(self):
+        return False
+
+    @property
+    def buffer(self):
+        return self
+
+
 def run(main, arguments: list[str]) -> int:
     """Return the exit status of `main(arguments)`, with every error as one line on stderr.
 
     130 after Ctrl-C and 141 after a closed pipe, as a shell would say.
     """
+    _open_standard_streams()
     try:
-        status = main(arguments)
+        try:
+            status = main(arguments)
+        except SystemExit as end:
+            # argparse leaves this way after --help and --version.
+            status = end.code
         sys.stdout.flush()
         return status
     except Failure as failure:
@@ -25,19 +49,38 @@ def run(main, arguments: list[str]) -> int:
         complain("interrupted: nothing was launched")
         return INTERRUPTED
     except BrokenPipeError:
-        # Python would complain once more when it closes the stream at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _forget_output()
         complain("standard output was closed: nothing reads what this command writes")
         return CLOSED_PIPE
     except RecursionError:
         complain("a path or document is nested too deeply: choose a shallower one")
         return 1
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        if isinstance(place, bytes):
-            place = os.fsdecode(place)
+        _forget_output()
+        name = error.filename
+        place = f"{os.fsdecode(name)}: " if isinstance(name, str | bytes) else ""
         complain(f"{place}{error.strerror or error}: check the file system and its permissions")
         return 1
+
+
+def _open_standard_streams() -> None:
+    """Put /dev/null where 0, 1 or 2 is closed: the next file opened would take its place."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    if sys.stdin is None:
+        sys.stdin = open(0, closefd=False)
+    if sys.stdout is None:
+        sys.stdout = _Closed()
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)
+
+
+def _forget_output() -> None:
+    """Send what is still in the buffer nowhere: Python would complain once more at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
 
 
 def complain(message: str) -> None:
@@ -47,7 +90,7 @@ def complain(message: str) -> None:
     try:
         sys.stderr.write(f"claudebox: {printable(message)}\n")
         sys.stderr.flush()
-    except (OSError, AttributeError):
+    except OSError:
         pass
 
 
@@ -97,24 +140,30 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     return arguments[:place], arguments[place + 1 :]
 
 
-def read_plan() -> dict:
-    """Return the plan on standard input, or that of the current directory if it is a terminal."""
+def read_plan(whole: bool = False, or_refuse: bool = False) -> dict:
+    """Return the plan on standard input.
+
+    If that is a terminal it is the base plan of the current directory, with `whole` the plan that
+    `claudebox` would launch there, and with `or_refuse` a Failure.
+    """
     from claudebox import plan
 
-    if sys.stdin is None:
-        raise Failure("standard input is closed", "pipe a plan into this command", status=2)
-    if sys.stdin.isatty():
-        from claudebox import instance
+    if not sys.stdin.isatty():
+        return plan.read(sys.stdin.buffer)
+    if or_refuse:
+        raise Failure(
+            "there is no plan on standard input, which is a terminal",
+            "pipe one into this command, or run `claudebox`",
+            status=2,
+        )
+    from claudebox import instance, pipeline
 
-        return instance.resolve()
-    return plan.read(sys.stdin.buffer)
+    return pipeline.compose() if whole else instance.resolve()
 
 
 def write_plan(plan: dict) -> None:
     """Write `plan` to standard output."""
     from claudebox import plan as launch_plan
 
-    if sys.stdout is None:
-        raise Failure("standard output is closed", "pipe this command into another one", status=2)
     sys.stdout.write(launch_plan.dumps(plan))
     sys.stdout.flush()

@@ -12,7 +12,7 @@ def script(plan: dict) -> bytes:
 
     Descriptors are fed by process substitution, a comment names what each carries. Variables of the
     host are let through by name, so no value of theirs is in the script. What the script does not
-    do: seed Claude's state, remove stand-ins, wait beside the session.
+    do: seed Claude's state, watch what changes, pass signals on.
     """
     from base64 import b64encode
     from shlex import quote
@@ -27,11 +27,22 @@ def script(plan: dict) -> bytes:
         mount["source"]
         for mount in plan["mounts"]
         if mount["kind"] == "bind"
-        and mount["reason"] in ("instance", "credentials", "protected")
+        and mount["reason"] in ("instance", "credentials")
         and not mount["source"].endswith(".json")
     ]
-    lines = ["# the directories that must exist"]
+    standins = [
+        mount
+        for mount in plan["mounts"]
+        if mount["reason"] == "protected" and not os.path.lexists(mount["target"])
+    ]
+    lines = ["# the directories that must exist, and what read-only files are mounted on"]
     lines += [f"mkdir -p -m 700 -- {quote(path)}" for path in made if not os.path.isdir(path)]
+    for mount in standins:
+        target = quote(mount["target"])
+        if "content" in mount:
+            lines.append(f"printf %s {quote(mount['content'])} > {target}")
+        else:
+            lines.append(f"mkdir -- {target}")
     lines += [
         "(",
         "# the environment: these variables of the host, and what claudebox sets",
@@ -54,6 +65,9 @@ def script(plan: dict) -> bytes:
     lines = [line + " \\" if line.startswith("  --") else line for line in lines]
     lines.append("  -- " + " ".join(quote(word) for word in plan["command"]))
     lines.append(")")
+    for mount in reversed(standins):
+        program = "rm -f" if "content" in mount else "rmdir"
+        lines.append(f"{program} -- {quote(mount['target'])}")
     return os.fsencode("\n".join(lines) + "\n")
 
 

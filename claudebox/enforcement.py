@@ -3,7 +3,7 @@
 import os
 import stat
 
-from claudebox import Failure, instance, policy, project, protection
+from claudebox import Failure, git, host, instance, net, policy, project, protection
 
 _WRITABLE_KINDS = ("bind", "tmpfs")
 _READ_ONLY_KINDS = ("ro-bind", "file", "empty-dir")
@@ -32,8 +32,7 @@ def refuse_unsafe(plan: dict, protections_are_fresh: bool = False) -> None:
     policy.refuse_secret_project(plan["project"]["root"], home)
     if not policy.is_within(plan["project"]["cwd"], plan["project"]["root"]):
         raise Refused("the working directory is not in the project")
-    if plan["instance"] != instance.instance_of(plan["instance"]["root"], home):
-        raise Refused("the instance does not belong to its root")
+    _refuse_other_host(plan)
     secrets = policy.secret_paths(home)
     allowed = _exceptions(plan)
     for mount in plan["mounts"]:
@@ -56,6 +55,19 @@ def _refuse_other_user(plan: dict) -> None:
         raise Refused(f"its home directory {user['home']} is not $HOME")
 
 
+def _refuse_other_host(plan: dict) -> None:
+    place = plan["project"]
+    if git.discover(place["root"]) != place["git"]:
+        raise Refused("its git directory is not the project's")
+    owner = git.main_root(place["git"], place["root"])
+    if plan["instance"] != instance.instance_of(owner, plan["user"]["home"]):
+        raise Refused("its instance is not the project's")
+    if plan["bwrap"] != host.bwrap(place["root"]):
+        raise Refused("its bwrap is not the one of this host")
+    if plan["network"]["tier"] not in net.AVAILABLE_TIERS:
+        raise Refused(f"the network tier {plan['network']['tier']} is not available")
+
+
 def _refuse_variables(plan: dict) -> None:
     own = {"HOME", "PATH", "SHELL", "TMPDIR", "CLAUDE_CONFIG_DIR"}
     own |= {"CLAUDE_SECURESTORAGE_CONFIG_DIR", *policy.CLAUDE_VARIABLES}
@@ -69,8 +81,6 @@ def _refuse_variables(plan: dict) -> None:
 
 def _exceptions(plan: dict) -> set[tuple[str, str]]:
     """Return the (source, target) pairs that are let in although a secret path is touched."""
-    from claudebox import net
-
     home = plan["user"]["home"]
     state = policy.state_home(home)
     return {
@@ -122,6 +132,8 @@ def _refuse_target(mount: dict, plan: dict, allowed: set) -> None:
             raise Refused(f"the mount point {target} is claudebox's own")
     if policy.is_within(target, plan["user"]["home"] + "/.claude"):
         raise Refused(f"the mount point {target} lies in the instance")
+    if kind == "symlink" and policy.is_within(target, plan["project"]["root"]):
+        raise Refused(f"the link {target} would be made in the project itself, outside")
 
 
 def _refuse_missing_protection(plan: dict) -> None:

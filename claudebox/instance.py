@@ -50,7 +50,7 @@ def resolve(directory: str = ".", repo=False, shell=False, arguments=()) -> dict
     if not found["complete"]:
         notes.append(
             f"only the first {project.ENTRY_LIMIT} entries of the project were looked at:"
-            " nested git repositories beyond them are not protected"
+            " nested git repositories beyond them are not protected, secrets not listed"
         )
     protected = protection.mounts(place, found["repositories"])
     protected.extend(_excluded(place, protected))

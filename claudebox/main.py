@@ -36,12 +36,13 @@ def main(arguments: list[str], program: str = "claudebox") -> int:
     parser.usage = "claudebox [OPTIONS] [-- CLAUDE-ARG...]\n       claudebox SUBCOMMAND ..."
     parser.epilog = _EPILOG
     parser.add_argument("-y", "--yes", action="store_true", help="launch without asking")
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
         "--check",
         action="store_true",
         help="show the audit and try the sandbox; launch nothing; exit 0 if a launch would work",
     )
-    parser.add_argument(
+    instead.add_argument(
         "--dry-run", action="store_true", help="print the command of the launch; launch nothing"
     )
     options = parser.parse_args(arguments)
@@ -81,12 +82,11 @@ def _parser(name: str, description: str):
 
 
 def _plan(options, inside: list[str]) -> dict:
-    """Return the plan of the whole pipeline, composed in this process."""
-    from claudebox import instance, net, profile
+    from claudebox import pipeline
 
-    plan = instance.resolve(".", options.repo, options.shell, inside)
-    plan = profile.apply(plan, options.profile, options.env)
-    return net.apply(plan, options.network)
+    return pipeline.compose(
+        options.repo, options.shell, inside, options.profile, options.env, options.network
+    )
 
 
 def _dispatch(name: str, arguments: list[str], program: str) -> int:
@@ -119,14 +119,14 @@ def _known(own: str) -> list[str]:
 
 
 def _help(arguments: list[str]) -> int:
-    """Open the manual page of a subcommand, from the checkout if that is where this runs."""
-    page = "claudebox" if not arguments else f"claudebox-{arguments[0]}"
-    section = "5" if page.endswith("(5)") else "1"
+    """Open a manual page: `help [SECTION] [NAME]`; from the checkout if that is where this runs."""
+    *section, name = arguments or ["claudebox"]
+    name = name if name.startswith("claudebox") else f"claudebox-{name}"
     here = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-    file = f"{here}/man/{page}.{section}"
+    file = f"{here}/man/{name}.{section[0] if section else 1}"
     from claudebox import host
 
     man = host.find_program("man", os.path.realpath("."), ("/usr/bin",))
     if man is None:
-        raise Failure("man was not found on PATH", f"install it, or use `{page} --help`")
-    os.execv(man, ["man", file if os.path.exists(file) else page])
+        raise Failure("man was not found on PATH", f"install it, or use `{name} --help`")
+    os.execv(man, ["man", *([file] if os.path.isfile(file) else [*section, name])])

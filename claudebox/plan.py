@@ -76,10 +76,18 @@ def _number(value, path):
     return value
 
 
+def _size(value, path):
+    if _number(value, path) == 0:
+        raise PlanError(path, "a size in bytes, at least 1, is needed")
+    return value
+
+
 def _choice(*choices):
     def check(value, path):
         if not isinstance(value, str) or value not in choices:
             found = f'"{value}"' if isinstance(value, str) else _kind(value)
+            if len(choices) == 1:
+                raise PlanError(path, f'{found}: this must be "{choices[0]}"')
             raise PlanError(path, f"{found}: one of {', '.join(choices)}{nearest(value, choices)}")
         return value
 
@@ -147,7 +155,7 @@ MOUNTS = {
     "bind": _mount("bind", source=_absolute_path),
     "ro-bind": _mount("ro-bind", source=_absolute_path),
     "symlink": _mount("symlink", source=_line),
-    "tmpfs": _mount("tmpfs", {"size": _number}),
+    "tmpfs": _mount("tmpfs", {"size": _size}),
     "empty-dir": _mount("empty-dir"),
     "file": _mount("file", content=_text),
     "briefing": _mount("briefing"),

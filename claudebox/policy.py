@@ -250,8 +250,15 @@ SECRET_SYSTEM_PATHS = (
     "/nix/var",
 )
 
-# Variables of the host that name a socket or a directory of sockets.
-SOCKET_VARIABLES = ("SSH_AUTH_SOCK", "XDG_RUNTIME_DIR", "GNUPGHOME", "KUBECONFIG", "DOCKER_CONFIG")
+# Variables of the host that name such a place, or a socket.
+SECRET_PLACE_VARIABLES = (
+    "CLAUDE_CONFIG_DIR",
+    "DOCKER_CONFIG",
+    "GNUPGHOME",
+    "KUBECONFIG",
+    "SSH_AUTH_SOCK",
+    "XDG_RUNTIME_DIR",
+)
 
 # ---------------------------------------------------------------------------- run later
 
@@ -344,7 +351,11 @@ def is_within(path: str, directory: str) -> bool:
 
 def host_variable_allowed(name: str) -> bool:
     """Say whether this variable of the host is let in without being asked for."""
-    return name in HOST_VARIABLES or name.startswith(HOST_VARIABLE_PREFIXES) or name == API_KEY
+    return (
+        name in HOST_VARIABLES
+        or name == API_KEY
+        or (name.startswith(HOST_VARIABLE_PREFIXES) and name.isidentifier() and name.isascii())
+    )
 
 
 def variable_forbidden(name: str) -> bool:
@@ -391,7 +402,7 @@ def secret_paths(home: str, environ=os.environ) -> dict[str, str]:
         if not is_within(home, path):
             secrets[path] = path
     secrets[f"/tmp/tmux-{os.getuid()}"] = f"/tmp/tmux-{os.getuid()}"
-    for variable in SOCKET_VARIABLES:
+    for variable in SECRET_PLACE_VARIABLES:
         path = environ.get(variable, "")
         if path.startswith("/"):
             secrets[os.path.realpath(path)] = f"${variable}"

@@ -43,6 +43,8 @@ class _Protection:
         if mode is None and not _could_be_created(path):
             return
         self.anchor(os.path.dirname(path))
+        if _is_stand_in(path, mode, absent):
+            mode = None
         if mode in (stat.S_IFREG, stat.S_IFDIR):
             mount = {"kind": "ro-bind", "source": path, "target": path, "reason": "protected"}
         elif mode is not None:
@@ -84,6 +86,16 @@ def _not_protectable(path: str) -> Failure:
         f"{path} is a symbolic link or a special file, so it cannot be made read-only inside",
         "replace it with a plain file or directory",
     )
+
+
+def _is_stand_in(path: str, mode: int | None, absent: str | None) -> bool:
+    """Say whether what is there is what would stand there anyway: left by a killed session, perhaps."""
+    if mode == stat.S_IFDIR and absent is None:
+        try:
+            return not os.listdir(path)
+        except OSError:
+            return False
+    return mode == stat.S_IFREG and absent is not None and git.read_small_file(path) == absent
 
 
 def _could_be_created(path: str) -> bool:

@@ -14,6 +14,8 @@ from claudebox.sandbox import bwrap
 _GATE = 'printf . >&8 && read -r go <&9 || exit 125; exec "$@" 2>&7 7>&- 8>&- 9<&-'
 _REAL_STDERR, _READY, _GO = 7, 8, 9
 _FIRST_DATA_DESCRIPTOR = 10
+# Seconds that an unwanted bwrap may take to notice it.
+_PATIENCE = 5
 
 _FORWARDED = (_signal.SIGTERM, _signal.SIGHUP)
 _FROM_TERMINAL = (_signal.SIGINT, _signal.SIGQUIT)
@@ -40,14 +42,17 @@ class _Sandbox:
         self._ready = ready
         self._go = go
         self._errors = errors
+        self.ended = False
 
     def wait_until_ready(self) -> None:
         """Return when the payload stands at the gate; raise Failure with bwrap's words otherwise."""
         if os.read(self._ready, 1):
             return
         os.close(self._go)
+        self._go = None
         words = os.read(self._errors, 4096).decode(errors="replace").strip()
         self.wait()
+        self.ended = True
         from claudebox.sandbox import diagnosis
 
         raise Failure(*diagnosis.explain(words))
@@ -56,14 +61,27 @@ class _Sandbox:
         """Let the payload start."""
         os.write(self._go, b"\n")
         os.close(self._go)
+        self._go = None
 
     def abandon(self) -> None:
-        """End the sandbox at once."""
-        try:
-            os.kill(self.pid, _signal.SIGKILL)
-        except ProcessLookupError:
-            return
-        self.wait()
+        """End a sandbox whose payload has not started: at its gate it sees that nobody is there.
+
+        bwrap is not killed if it can be avoided: its child waits forever for a word from it when
+        that happens before the child's own --die-with-parent (bubblewrap 0.8.0).
+        """
+        if self._go is not None:
+            os.close(self._go)
+            self._go = None
+        from time import monotonic, sleep
+
+        end = monotonic() + _PATIENCE
+        while os.waitpid(self.pid, os.WNOHANG)[0] == 0:
+            if monotonic() > end:
+                for process in (*_children(self.pid), self.pid):
+                    os.kill(process, _signal.SIGKILL)
+                self.wait()
+                return
+            sleep(0.002)
 
     def wait(self) -> int:
         """Return the exit status of the payload, 128 + n if signal n ended it."""
@@ -118,10 +136,9 @@ def launch(plan: dict, protections_are_fresh: bool = False) -> int:
     opened = state.prepare(plan)
     locks = []
     try:
-        standins.remove(opened.directory)
         locks = standins.make(plan, opened.directory)
-        root = plan["project"]["root"]
-        before = watch.fingerprint(root)
+        place = plan["project"]
+        before = watch.fingerprint(place)
         terminal = _terminal_modes()
         sandbox = _spawn(plan, restored)
         sandbox.wait_until_ready()
@@ -132,12 +149,12 @@ def launch(plan: dict, protections_are_fresh: bool = False) -> int:
         status = sandbox.wait()
         sandbox = None
         _restore_terminal(terminal)
-        _report(watch.changes(before, watch.fingerprint(root)), root)
+        _report(watch.changes(before, watch.fingerprint(place)), place["root"])
         return status
     except _Terminated as terminated:
         return 128 + terminated.number
     finally:
-        if sandbox is not None:
+        if sandbox is not None and not sandbox.ended:
             sandbox.abandon()
         for lock in locks:
             os.close(lock)
@@ -189,12 +206,15 @@ def environment(plan: dict, environ=os.environ) -> dict[str, str]:
 
 
 def _payload(plan: dict, restored: list[int]) -> list[str]:
-    """Return the command inside: the gate, and GNU env to undo the signals that bwrap ignores."""
-    command = plan["command"]
-    if restored:
-        names = ",".join(_NAMES[number] for number in restored)
-        command = ["/usr/bin/env", f"--default-signal={names}", *command]
-    return ["/bin/sh", "-c", _GATE, "sh", *command]
+    """Return the command inside: GNU env to undo the signals that bwrap ignores, then the gate.
+
+    In this order no signal can be lost between an open gate and the command.
+    """
+    gate = ["/bin/sh", "-c", _GATE, "sh", *plan["command"]]
+    if not restored:
+        return gate
+    names = ",".join(_NAMES[number] for number in restored)
+    return ["/usr/bin/env", f"--default-signal={names}", *gate]
 
 
 def _env_restores_signals() -> bool:
@@ -208,12 +228,6 @@ def _env_restores_signals() -> bool:
 
 def _tidy_descriptors() -> None:
     """Close what was inherited beyond stdin, stdout and stderr: bwrap would hand it all on."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
-            os.set_inheritable(number, True)
     for name in os.listdir("/proc/self/fd"):
         number = int(name)
         try:
@@ -328,7 +342,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("plan", nargs="?", choices=["-"], metavar="-", help="standard input")
     parser.add_argument("--dry-run", action="store_true", help="print the command; launch nothing")
     options = parser.parse_args(arguments)
-    plan = command.read_plan()
+    plan = command.read_plan(or_refuse=True)
     if options.dry_run:
         from claudebox import dry_run
 

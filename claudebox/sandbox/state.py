@@ -262,10 +262,7 @@ def replace_file(directory: int, name: str, text: str) -> None:
     The new file takes the name with rename(2): a reader sees the old or the new one, and a
     symbolic link with that name is replaced, not followed.
     """
-    try:
-        os.unlink(_TEMPORARY, dir_fd=directory)
-    except FileNotFoundError:
-        pass
+    _discard(_TEMPORARY, directory)
     descriptor = os.open(
         _TEMPORARY,
         os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
@@ -277,5 +274,13 @@ def replace_file(directory: int, name: str, text: str) -> None:
             file.write(text.encode("utf-8", "surrogateescape"))
         os.rename(_TEMPORARY, name, src_dir_fd=directory, dst_dir_fd=directory)
     except BaseException:
-        os.unlink(_TEMPORARY, dir_fd=directory)
+        # A signal can end this after the rename, too.
+        _discard(_TEMPORARY, directory)
         raise
+
+
+def _discard(name: str, directory: int) -> None:
+    try:
+        os.unlink(name, dir_fd=directory)
+    except FileNotFoundError:
+        pass

@@ -7,14 +7,15 @@ from claudebox import policy
 _ENTRY_LIMIT = 2000
 
 
-def fingerprint(root: str) -> dict[str, tuple]:
-    """Return path → (inode, size, change time in ns) of the watched files of a project.
+def fingerprint(project: dict) -> dict[str, tuple]:
+    """Return path → (inode, size, change time in ns) of the watched files of the plan's `project`.
 
     The change time is the kernel's own: no program can set it.
     """
     seen = {}
-    for name in policy.WATCHED_PROJECT_PATHS:
-        _add(f"{root}/{name}", seen)
+    for directory in dict.fromkeys((project["root"], project["cwd"])):
+        for name in policy.WATCHED_PROJECT_PATHS:
+            _add(f"{directory}/{name}", seen)
     return seen
 
 

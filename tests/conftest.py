@@ -1,0 +1,21 @@
+"""Fails the suite, with the line that mends it, where a program that the tests drive is missing."""
+
+import shutil
+
+import pytest
+
+PROGRAMS = {
+    "bwrap": "apt-get install bubblewrap",
+    "claude": "npm install --global @anthropic-ai/claude-code (see README.md)",
+    "git": "apt-get install git",
+    "mandoc": "apt-get install mandoc",
+    "openssl": "apt-get install openssl",
+    "strace": "apt-get install strace",
+    "tmux": "apt-get install tmux",
+}
+
+
+def pytest_sessionstart(session):
+    missing = [f"{name}: {line}" for name, line in PROGRAMS.items() if not shutil.which(name)]
+    if missing:
+        raise pytest.UsageError("programs that the tests drive are missing: " + "; ".join(missing))

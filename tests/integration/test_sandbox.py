@@ -1,0 +1,275 @@
+"""What the sandbox looks like from inside."""
+
+import os
+import subprocess
+
+import pytest
+
+CANARY = "canary-6f1c"
+SECRETS = [
+    ".ssh/id_ed25519",
+    ".gnupg/private-keys-v1.d/key",
+    ".aws/credentials",
+    ".config/gh/hosts.yml",
+    ".netrc",
+    ".git-credentials",
+    ".bash_history",
+    ".mozilla/firefox/logins.json",
+]
+
+
+def test_no_secret_of_the_home_directory_can_be_found_inside(world):
+    for name in SECRETS:
+        path = world.home / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(CANARY)
+    attempts = "; ".join(f"cat ~/{name}" for name in SECRETS)
+    result = world.inside(f"{attempts}; grep -rs {CANARY} ~ / --exclude-dir=usr --exclude-dir=proc")
+    assert CANARY not in result.stdout
+    assert result.stderr.count("No such file or directory") == len(SECRETS)
+
+
+def test_the_root_holds_nothing_of_the_host_but_what_the_plan_names(world):
+    names = world.inside("ls -A /").stdout.split()
+    expected = {"bin", "dev", "etc", "lib", "opt", "proc", "run", "sbin", "tmp", "usr", "var"}
+    assert set(names) - {"lib64", "lib32", "libx32", "opt"} <= expected | {
+        os.fspath(world.home).split("/")[1]
+    }
+    assert world.inside("ls -A ~").stdout.split() == [".claude", "project"]
+    assert world.inside("ls -A /var /run").stdout.split() == [
+        "/run:",
+        "claudebox",
+        "/var:",
+        "tmp",
+    ]
+
+
+def test_the_project_is_read_write_at_its_own_path(world):
+    result = world.inside("pwd && echo made inside > made && ls -A")
+    assert result.stdout.splitlines()[0] == str(world.project)
+    assert (world.project / "made").read_text() == "made inside\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["with space", "new\nline", "b\udcffyte", "-dash", "quo'te\"$x", "ü"]
+)
+def test_a_project_path_of_any_bytes_works(world, name):
+    project = world.home / name
+    project.mkdir()
+    result = world.inside("echo made > made; pwd", cwd=project)
+    assert result.stdout == f"{project}\n"
+    assert (project / "made").read_text() == "made\n"
+
+
+def test_the_environment_inside_is_the_allowlist_and_what_claudebox_sets(world):
+    result = world.inside(
+        "env -0",
+        env={
+            "AWS_SECRET_ACCESS_KEY": CANARY,
+            "LC_TIME": "C",
+            "SSH_AUTH_SOCK": "/x",
+            "EDITOR": "vi",
+        },
+    )
+    names = {entry.partition("=")[0] for entry in result.stdout.split("\0") if entry}
+    from_bash = {"PWD", "SHLVL", "_", "OLDPWD"}
+    assert names - from_bash == {
+        "CLAUDE_CONFIG_DIR",
+        "CLAUDE_SECURESTORAGE_CONFIG_DIR",
+        "DISABLE_AUTOUPDATER",
+        "EDITOR",
+        "HOME",
+        "IS_SANDBOX",
+        "LANG",
+        "LC_TIME",
+        "PATH",
+        "SHELL",
+        "TERM",
+        "TMPDIR",
+    }
+
+
+def test_no_process_inside_shows_a_variable_that_was_not_let_in(world):
+    result = world.inside("cat /proc/*/environ /proc/*/cmdline", env={"SECRET_TOKEN": CANARY})
+    assert CANARY not in result.stdout
+    assert "IS_SANDBOX=1" in result.stdout
+
+
+def test_no_value_of_a_variable_is_on_a_command_line(world):
+    probe = "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline; done"
+    world.environment["ANTHROPIC_API_KEY"] = CANARY
+    session = world.start("claudebox", "-y", "--shell", "--", "-c", "echo up; read x", stdin=-1)
+    try:
+        assert session.stdout.readline() == "up\n"
+        shown = subprocess.run(["bash", "-c", probe], capture_output=True, text=True).stdout
+        assert "--args" in shown
+        assert CANARY not in shown
+    finally:
+        session.communicate("\n")
+
+
+def test_a_variable_named_by_env_is_let_in(world):
+    result = world.inside("echo $STAGING", "--env", "STAGING", env={"STAGING": "value"})
+    assert result.stdout == "value\n"
+    assert "--env" in result.stderr
+
+
+def test_no_descriptor_is_inherited_but_the_three_standard_ones(world, tmp_path):
+    secret = tmp_path / "open"
+    secret.write_text(CANARY)
+    opened = " ".join(f"{number}<{secret}" for number in range(3, 10))
+    result = world.run(
+        "bash",
+        "-c",
+        f"exec {opened} 17<{secret}; exec claudebox -y --shell -- -c"
+        " 'for n in 3 4 5 6 7 8 9 17 20; do cat <&$n; done; ls /proc/self/fd /proc/1/fd'",
+    )
+    assert CANARY not in result.stdout
+    assert result.stdout.count("0\n1\n2\n3\n") == 1  # 3 is what ls reads the directory with
+
+
+def test_no_capability_is_in_any_set_and_none_can_be_gained(world):
+    status = world.inside("cat /proc/self/status").stdout
+    for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert f"{name}:\t0000000000000000\n" in status
+    assert "NoNewPrivs:\t1\n" in status
+    assert "Seccomp:\t2\n" in status
+
+
+def test_no_further_user_namespace_can_be_made(world):
+    result = world.inside("unshare --user --map-root-user true")
+    assert result.returncode != 0
+
+
+def test_the_processes_of_the_host_are_not_visible(world):
+    result = world.inside("echo /proc/[0-9]*; kill -0 -1; readlink /proc/1/exe")
+    assert len(result.stdout.split("\n")[0].split()) < 8
+
+
+@pytest.mark.parametrize("kind", ["user", "pid", "ipc", "uts", "cgroup", "mnt"])
+def test_the_sandbox_has_its_own_namespace(world, kind):
+    inside = world.inside(f"readlink /proc/self/ns/{kind}").stdout.strip()
+    assert inside.startswith(kind)
+    assert inside != os.readlink(f"/proc/self/ns/{kind}")
+
+
+def test_the_kernel_settings_are_read_only(world):
+    result = world.inside("echo x > /proc/sys/kernel/core_pattern; echo $?")
+    assert result.stdout == "1\n"
+    assert "Read-only file system" in result.stderr
+
+
+def test_the_root_and_the_system_are_read_only(world):
+    result = world.inside("touch /x /etc/x /usr/x /opt/x; ls /x /etc/x /usr/x")
+    assert result.stdout == ""
+
+
+def test_kernel_keys_cannot_be_read(world):
+    result = world.inside("cat /proc/keys; cat /proc/key-users")
+    assert result.stdout == ""
+
+
+def test_tmp_is_private(world, tmp_path):
+    result = world.inside("ls -A /dev/shm /var/tmp; mount | grep -c ' /tmp '; touch /tmp/mark")
+    assert not os.path.exists("/tmp/mark")
+    assert "1\n" in result.stdout
+
+
+def test_the_network_of_tier_none_has_nothing_but_lo(world):
+    result = world.inside(
+        "cat /proc/net/dev; getent hosts example.org; echo $?", "--network", "none"
+    )
+    interfaces = [line.split(":")[0].strip() for line in result.stdout.splitlines() if ":" in line]
+    assert interfaces == ["lo"]
+    assert result.stdout.endswith("2\n")
+    assert (
+        os.readlink("/proc/self/ns/net")
+        != world.inside("readlink /proc/self/ns/net", "--network", "none").stdout.strip()
+    )
+
+
+def test_the_network_of_tier_full_is_the_hosts(world):
+    result = world.inside("readlink /proc/self/ns/net", "--network", "full")
+    assert result.stdout.strip() == os.readlink("/proc/self/ns/net")
+
+
+TYPE_INTO_THE_TERMINAL = """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+for request in (0x5412, 0x5412 | 1 << 32, 0x541C, 0x541D):
+    done = libc.ioctl(0, ctypes.c_ulong(request), b"x")
+    print("typed" if done == 0 else ctypes.get_errno())
+"""
+
+
+def test_nothing_can_be_typed_into_the_terminal(world):
+    (world.project / "type.py").write_text(TYPE_INTO_THE_TERMINAL)
+    result = world.inside("script -qec 'python3 type.py' /dev/null")
+    assert result.stdout.split() == ["1"] * 4
+
+
+def test_git_commits_with_the_hosts_identity_and_nothing_else_of_its_configuration(repository):
+    repository.git("config", "--global", "credential.helper", f"!echo {CANARY}")
+    repository.git("config", "--global", "http.extraHeader", f"Authorization: {CANARY}")
+    result = repository.inside(
+        "echo two > file; git commit -qam second && git log -1 --format='%an <%ae>' && git config -l"
+    )
+    assert result.stdout.startswith("Ann Dev <ann@example.org>\n")
+    assert CANARY not in result.stdout
+    assert repository.git("log", "-1", "--format=%s") == "second\n"
+
+
+def test_what_git_would_run_outside_cannot_be_written(repository):
+    result = repository.inside(
+        "echo x > .git/hooks/pre-commit; git config core.fsmonitor evil; echo x > .git/commondir;"
+        "echo x > .git/info/attributes; echo x > .git/config.worktree; mv .git .old;"
+        "mv .git/info .git/i; mv .git/hooks .git/h; rm -rf .git/hooks; ln -sf /x .git/config;"
+        "echo '{}' > .mcp.json; echo x > .claude/settings.json; mv .claude .c; rm -f .mcp.json;"
+        "echo x > .claude/settings.local.json"
+    )
+    assert result.returncode != 0
+    assert not (repository.project / ".git/hooks/pre-commit").exists()
+    assert "evil" not in repository.git("config", "-l")
+    for name in (".old", ".c", ".mcp.json", ".claude", ".git/commondir", ".git/config.worktree"):
+        assert not (repository.project / name).exists(), name
+
+
+def test_stand_ins_are_gone_after_the_session_and_git_add_does_not_take_them(repository):
+    before = sorted(p for p in repository.project.rglob("*") if "objects" not in p.parts)
+    result = repository.inside("ls -A; git status --porcelain; git add -A; git status --porcelain")
+    assert ".mcp.json" in result.stdout.split()
+    assert "??" not in result.stdout and "A " not in result.stdout
+    after = sorted(p for p in repository.project.rglob("*") if "objects" not in p.parts)
+    assert after == before
+
+
+def test_stand_ins_of_a_killed_session_are_removed_by_the_next(repository):
+    session = repository.start("claudebox", "-y", "--shell", "--", "-c", "echo up; sleep 60")
+    assert session.stdout.readline() == "up\n"
+    session.kill()
+    session.wait()
+    assert (repository.project / ".mcp.json").exists()
+    repository.inside("true")
+    assert not (repository.project / ".mcp.json").exists()
+
+
+def test_a_stand_in_stays_while_another_session_needs_it(repository):
+    first = repository.start("claudebox", "-y", "--shell", "--", "-c", "echo up; read x", stdin=-1)
+    assert first.stdout.readline() == "up\n"
+    repository.inside("true")
+    assert (repository.project / ".mcp.json").exists()
+    first.communicate("\n")
+    assert not (repository.project / ".mcp.json").exists()
+
+
+def test_a_directory_without_a_repository_cannot_be_given_one(world):
+    result = world.inside("git init -q; mkdir -p .git/hooks; echo x > .git/config; mv .git x")
+    assert result.returncode != 0
+    assert not (world.project / ".git").exists()
+
+
+def test_a_changed_file_that_can_run_code_outside_is_reported(world):
+    (world.project / ".envrc").write_text("old\n")
+    result = world.inside("echo evil >> .envrc; mkdir .vscode; echo {} > .vscode/tasks.json")
+    assert "can run code outside: .envrc, .vscode/tasks.json" in result.stderr
+    assert "can run code outside" not in world.inside("true").stderr
