@@ -108,6 +108,10 @@ def report(plan: dict, environ=os.environ) -> dict:
                 warnings.append(f"{name} is let in: {reason}")
         else:
             entry["value"] = variable["value"]
+            reason = secret_reason(name, variable["value"])
+            if reason:
+                entry |= {"value": masked(variable["value"]), "secret": True}
+                warnings.append(f"{name} has its value in the plan itself: {reason}")
         variables.append(entry)
     mounts = [
         {
@@ -185,7 +189,7 @@ def table(audit: dict, ink) -> str:
     if place["cwd"] != place["root"]:
         row("start in", printable(place["cwd"]))
     row("git", _git_words(place, ink))
-    row("instance", instance["id"], ink("weak", printable(instance["path"])))
+    row("instance", printable(instance["id"]), ink("weak", printable(instance["path"])))
     row("network", network["tier"], ink("weak", f"decided by: {printable(network['source'])}"))
     row("profile", printable(audit["profile"]["name"]) if audit["profile"] else "none")
     row("command", printable(" ".join(audit["command"])))
@@ -193,7 +197,7 @@ def table(audit: dict, ink) -> str:
     lines.append(ink("heading", "environment"))
     width = max(len(variable["name"]) for variable in audit["env"]) if audit["env"] else 0
     for variable in audit["env"]:
-        source = variable["source"] + (f" {variable['reason']}" if "reason" in variable else "")
+        source = printable(" ".join((variable["source"], variable.get("reason", ""))).strip())
         value = printable(variable["value"])
         if variable.get("secret"):
             value += ink("warning", "  secret")

@@ -77,12 +77,20 @@ def _main_worktree(dot_git: str) -> dict:
     return {"dir": dot_git, "common_dir": dot_git, "worktree": False}
 
 
-def _linked(dot_git: str) -> dict:
+def named_directory(dot_git: str) -> str | None:
+    """Return the resolved path that a `.git` file names, whatever is there."""
     text = read_small_file(dot_git)
     if text is None or not text.startswith("gitdir: "):
+        return None
+    path = text[len("gitdir: ") :].rstrip("\n")
+    return os.path.realpath(os.path.join(os.path.dirname(dot_git), path))
+
+
+def _linked(dot_git: str) -> dict:
+    git_dir = named_directory(dot_git)
+    if git_dir is None:
         raise UnsafeGit(f"{dot_git} is not a file that git wrote", "remove or mend it")
     root = os.path.dirname(dot_git)
-    git_dir = os.path.realpath(os.path.join(root, text[len("gitdir: ") :].rstrip("\n")))
     common_dir = os.path.dirname(os.path.dirname(git_dir))
     if os.path.basename(os.path.dirname(git_dir)) == "worktrees" and is_git_directory(common_dir):
         back = read_small_file(git_dir + "/gitdir")
@@ -95,7 +103,7 @@ def _linked(dot_git: str) -> dict:
             and os.path.realpath(os.path.join(git_dir, common.rstrip("\n"))) == common_dir
         ):
             return {"dir": git_dir, "common_dir": common_dir, "worktree": True}
-    elif is_git_directory(git_dir) and _core_worktree(git_dir) == root:
+    elif is_git_directory(git_dir) and root in _core_worktrees(git_dir, root):
         return {"dir": git_dir, "common_dir": git_dir, "worktree": False}
     raise UnsafeGit(
         f"{dot_git} leads to {git_dir}, which is not a git directory that links back here",
@@ -103,26 +111,30 @@ def _linked(dot_git: str) -> dict:
     )
 
 
-def _core_worktree(git_dir: str) -> str | None:
-    """Return the resolved `core.worktree` of a submodule's or separate git directory.
+def _core_worktrees(git_dir: str, root: str):
+    """Yield the resolved `core.worktree`s of a submodule's or separate git directory.
 
     `git config --file` reads that one file, follows no include and runs nothing.
+    `git sparse-checkout` moves the setting to config.worktree.
     """
     import subprocess
 
     from claudebox import host
 
-    git = host.find_program("git", git_dir, ("/usr/bin",))
-    if git is None:
-        return None
-    answer = subprocess.run(
-        [git, "config", "--no-includes", "--file", git_dir + "/config", "--get", "core.worktree"],
-        cwd="/",
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-    )
-    path = os.fsdecode(answer.stdout).rstrip("\n")
-    return os.path.realpath(os.path.join(git_dir, path)) if path else None
+    git = host.find_program("git", root)
+    for name in ("config", "config.worktree"):
+        if git is None or not os.path.isfile(f"{git_dir}/{name}"):
+            continue
+        file = f"{git_dir}/{name}"
+        answer = subprocess.run(
+            [git, "config", "--no-includes", "--file", file, "--get", "core.worktree"],
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+        )
+        path = os.fsdecode(answer.stdout).rstrip("\n")
+        if path:
+            yield os.path.realpath(os.path.join(git_dir, path))
 
 
 def main_root(git: dict | None, root: str) -> str:

@@ -26,12 +26,18 @@ def user() -> dict:
     return {"name": name, "uid": uid, "gid": os.getgid(), "home": os.path.realpath(home)}
 
 
+SYSTEM_DIRECTORIES = ("/usr/bin", "/usr/local/bin", "/run/current-system/sw/bin")
+
+
 def search_path(project_root: str) -> list[str]:
     """Return the directories of PATH that a program run outside may come from.
 
-    Relative entries and directories inside the project are left out: an agent can have put a
-    program there in an earlier session.
+    Relative entries and directories inside the project or its repository are left out: an agent
+    can have put a program there in an earlier session.
     """
+    from claudebox import git
+
+    project_root = git.toplevel(project_root) or project_root
     found = []
     for directory in os.environ.get("PATH", policy.SYSTEM_PATH).split(":"):
         inside = policy.is_within(os.path.realpath(directory), project_root)
@@ -41,8 +47,12 @@ def search_path(project_root: str) -> list[str]:
 
 
 def find_program(name: str, project_root: str, also: tuple[str, ...] = ()) -> str | None:
-    """Return the path of the executable `name`, from PATH and then from the directories `also`."""
-    for directory in (*search_path(project_root), *also):
+    """Return the path of the executable `name`, from PATH and then from the directories `also`.
+
+    `git`, `bwrap` and `man` are run outside: the system's own come first.
+    """
+    first = () if name in ("claude", "node") else SYSTEM_DIRECTORIES
+    for directory in (*first, *search_path(project_root), *also):
         candidate = f"{directory}/{name}"
         if os.access(candidate, os.X_OK) and os.path.isfile(candidate):
             return candidate
@@ -55,7 +65,7 @@ def bwrap(project_root: str) -> dict:
     `--disable-userns` came with bubblewrap 0.8.0; an option is there if the program has its name
     in it, which is quicker to see than to ask. Raises Failure if bwrap is not installed.
     """
-    path = find_program("bwrap", project_root, ("/usr/bin", "/run/current-system/sw/bin"))
+    path = find_program("bwrap", project_root)
     if path is None:
         raise Failure(
             "bwrap was not found on PATH",
@@ -182,7 +192,7 @@ class GitIdentity:
     KEYS = "^(user\\.(name|email)|init\\.defaultbranch)$"
 
     def __init__(self, project_root: str, home: str):
-        git = find_program("git", project_root, ("/usr/bin",))
+        git = find_program("git", project_root)
         self._pid = self._output = None
         if git is None:
             return

@@ -34,13 +34,13 @@ def resolve(directory: str = ".", repo=False, shell=False, arguments=()) -> dict
     cwd = os.path.realpath(directory)
     if not os.path.isdir(cwd):
         raise Failure(f"{directory} is not a directory", "name the directory of a project")
-    identity = host.GitIdentity(cwd, home)
     root = cwd
     if repo:
         root = git.toplevel(cwd)
         if root is None:
             raise Failure(f"{cwd} is not in a git repository", "leave --repo out", status=2)
     policy.refuse_secret_project(root, home)
+    identity = host.GitIdentity(root, home)
     notes = []
     repository = _repository(root, home, notes)
     instance = instance_of(git.main_root(repository, root), home)

@@ -96,7 +96,9 @@ def _dispatch(name: str, arguments: list[str], program: str) -> int:
     wanted = f"claudebox-{name}"
     for directory in (own, *os.environ.get("PATH", "").split(":")):
         candidate = f"{directory}/{wanted}"
-        if directory.startswith("/") and os.access(candidate, os.X_OK) and "/" not in name:
+        if not directory.startswith("/") or "/" in name:
+            continue
+        if os.access(candidate, os.X_OK) and os.path.isfile(candidate):
             os.execv(candidate, [candidate, *arguments])
     from claudebox import plan
 
@@ -126,7 +128,7 @@ def _help(arguments: list[str]) -> int:
     file = f"{here}/man/{name}.{section[0] if section else 1}"
     from claudebox import host
 
-    man = host.find_program("man", os.path.realpath("."), ("/usr/bin",))
+    man = host.find_program("man", os.path.realpath("."))
     if man is None:
         raise Failure("man was not found on PATH", f"install it, or use `{name} --help`")
     os.execv(man, ["man", *([file] if os.path.isfile(file) else [*section, name])])

@@ -5,6 +5,8 @@ not name, so the other modules read it without checks of their own. It never hol
 variable of the host.
 """
 
+import os
+
 from claudebox import Failure
 
 SCHEMA = "claudebox/1"
@@ -23,7 +25,30 @@ class PlanError(Failure):
         )
 
 
+class _NotJSON:
+    """A constant that Python's parser takes and JSON does not have: NaN, Infinity, -Infinity."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+
+class _Record(dict):
+    """A JSON object; `twice` is a key that it was given twice."""
+
+    twice = None
+
+
+def _record_of(pairs) -> _Record:
+    record = _Record(pairs)
+    if len(record) != len(pairs):
+        keys = [key for key, _ in pairs]
+        record.twice = next(key for key in keys if keys.count(key) > 1)
+    return record
+
+
 def _kind(value) -> str:
+    if isinstance(value, _NotJSON):
+        return f"{value.name}, which is not JSON"
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
     return "null" if value is None else names.get(type(value), "a number")
 
@@ -34,9 +59,11 @@ def _text(value, path):
     if "\0" in value:
         raise PlanError(path, "a NUL character cannot stand here")
     try:
-        value.encode("utf-8", "surrogateescape")
+        same = value.isascii() or value == os.fsdecode(os.fsencode(value))
     except UnicodeEncodeError:
         raise PlanError(path, "a lone surrogate that stands for no byte") from None
+    if not same:
+        raise PlanError(path, "surrogates that do not stand for bytes outside UTF-8")
     return value
 
 
@@ -72,7 +99,7 @@ def _boolean(value, path):
 
 def _number(value, path):
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
-        raise PlanError(path, "a whole number that is not negative is needed")
+        raise PlanError(path, f"a whole number from 0 on is needed, this is {_kind(value)}")
     return value
 
 
@@ -114,6 +141,8 @@ def _record(required, optional=None):
     def check(value, path):
         if not isinstance(value, dict):
             raise PlanError(path, f"an object is needed, this is {_kind(value)}")
+        if isinstance(value, _Record) and value.twice is not None:
+            raise PlanError(f"{path}.{value.twice}", f'the key "{value.twice}" is given twice')
         for key in value:
             if key not in required and key not in optional:
                 known = (*required, *optional)
@@ -138,6 +167,8 @@ def _by_key(key, records):
     def check(value, path):
         if not isinstance(value, dict):
             raise PlanError(path, f"an object is needed, this is {_kind(value)}")
+        if isinstance(value, _Record) and value.twice == key:
+            raise PlanError(f"{path}.{key}", f'the key "{key}" is given twice')
         if key not in value:
             raise PlanError(f"{path}.{key}", "this key is missing")
         return records[choose(value[key], f"{path}.{key}")](value, path)
@@ -239,19 +270,8 @@ def loads(text: str) -> dict:
     """
     import json
 
-    def refuse_twice(pairs):
-        record = dict(pairs)
-        if len(record) != len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise PlanError("", f'the key "{twice}" is given twice in one object')
-        return record
-
-    def refuse_constant(name):
-        raise PlanError("", f"{name} is not JSON")
-
     try:
-        document = json.loads(text, object_pairs_hook=refuse_twice, parse_constant=refuse_constant)
+        document = json.loads(text, object_pairs_hook=_record_of, parse_constant=_NotJSON)
     except json.JSONDecodeError as error:
         raise PlanError(f"line {error.lineno}, column {error.colno}", error.msg) from None
     except RecursionError:

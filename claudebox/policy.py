@@ -260,6 +260,9 @@ SECRET_PLACE_VARIABLES = (
     "XDG_RUNTIME_DIR",
 )
 
+# The same as addresses: `unix:path=/run/…,guid=…`, `unix:///run/…`.
+SOCKET_ADDRESS_VARIABLES = ("CONTAINER_HOST", "DBUS_SESSION_BUS_ADDRESS", "DOCKER_HOST")
+
 # ---------------------------------------------------------------------------- run later
 
 # What git runs, or is told to run, from a git directory. Read-only inside, also when it is absent:
@@ -385,27 +388,40 @@ def secret_paths(home: str, environ=os.environ) -> dict[str, str]:
     """
     secrets = {}
     parents = {}
-    for name in SECRET_HOME_PATHS:
-        path = f"{home}/{name}"
+
+    def add(path, name):
         parent, _, last = path.rpartition("/")
         if parent not in parents:
-            parents[parent] = os.path.realpath(parent)
+            # Of a path such as /boot the parent is empty, as it is of /.
+            parents[parent] = os.path.realpath(parent or "/").rstrip("/")
         resolved = f"{parents[parent]}/{last}"
-        secrets[path] = secrets[resolved] = f"~/{name}"
+        secrets[path] = secrets[resolved] = name
         try:
             os.readlink(resolved)
         except OSError:
-            continue
-        secrets[os.path.realpath(resolved)] = f"~/{name}"
+            return
+        secrets[os.path.realpath(resolved)] = name
+
+    # $HOME can be a directory below the real one.
+    homes = ["/root", home] if is_within(home, "/root") and home != "/root" else [home]
+    for place in homes:
+        for name in SECRET_HOME_PATHS:
+            add(f"{place}/{name}", f"~/{name}" if place == home else f"{place}/{name}")
     for path in SECRET_SYSTEM_PATHS:
         # Whose home /root is, its own list above protects it.
         if not is_within(home, path):
-            secrets[path] = path
-    secrets[f"/tmp/tmux-{os.getuid()}"] = f"/tmp/tmux-{os.getuid()}"
+            add(path, path)
+    add(f"/tmp/tmux-{os.getuid()}", f"/tmp/tmux-{os.getuid()}")
     for variable in SECRET_PLACE_VARIABLES:
-        path = environ.get(variable, "")
-        if path.startswith("/"):
-            secrets[os.path.realpath(path)] = f"${variable}"
+        for path in environ.get(variable, "").split(":"):
+            if path.startswith("/"):
+                add(path.rstrip("/") or path, f"${variable}")
+    for variable in SOCKET_ADDRESS_VARIABLES:
+        for address in environ.get(variable, "").split(";"):
+            for beginning in ("unix:path=", "unix://"):
+                path = address.removeprefix(beginning).partition(",")[0]
+                if path != address and path.startswith("/"):
+                    add(path, f"${variable}")
     secrets[state_home(home, environ)] = "claudebox's own state"
     return secrets
 

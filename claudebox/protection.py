@@ -41,6 +41,8 @@ class _Protection:
         path = f"{base}/{name}"
         mode = self._mode(path)
         if mode is None and not _could_be_created(path):
+            if os.path.isdir(os.path.dirname(path)):
+                self.anchor(os.path.dirname(path))
             return
         self.anchor(os.path.dirname(path))
         if _is_stand_in(path, mode, absent):
@@ -173,11 +175,16 @@ def _nested(protection: _Protection, directory: str, root: str) -> None:
         _repository(protection, dot_git, root)
     else:
         protection.protect(directory, ".git", None)
+        elsewhere = git.named_directory(dot_git)
+        if elsewhere and policy.is_within(elsewhere, root) and git.is_git_directory(elsewhere):
+            protection.git_directory(elsewhere)
 
 
 def _names(directory: str) -> list[str]:
     try:
-        return sorted(entry.name for entry in os.scandir(directory) if entry.is_dir())
+        return sorted(
+            entry.name for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False)
+        )
     except OSError:
         return []
 

@@ -268,6 +268,8 @@ def _spawn(plan: dict, restored: list[int]) -> _Sandbox:
                 fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _FIRST_DATA_DESCRIPTOR)
                 for descriptor in (2, ready_inside, go_inside, errors_inside)
             ]
+            for number in (0, 1):
+                os.set_inheritable(number, True)
             for descriptor, place in zip(high, (_REAL_STDERR, _READY, _GO, 2), strict=True):
                 os.dup2(descriptor, place)
             # Python ignores these two, and execve would hand that on.

@@ -84,7 +84,15 @@ def recorded(instance: int) -> list[list]:
         and isinstance(entry[0], str)
         and entry[0].startswith("/")
         and (entry[1] is None or isinstance(entry[1], str))
+        and _can_be_named(entry[0] + (entry[1] or ""))
     ]
+
+
+def _can_be_named(text: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def _directory(path: str) -> int:

@@ -123,17 +123,19 @@ def _prepare_credentials(state: str, host_has_credentials: bool) -> None:
     bwrap would leave a mount point with mode 0444 behind otherwise, which Claude cannot write.
     """
     _make_private(state + "/credentials")
-    if host_has_credentials:
-        try:
-            os.close(
-                os.open(
-                    state + "/credentials/.credentials.json",
-                    os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW,
-                    0o600,
+    directory = open_directory(state + "/credentials")
+    name = ".credentials.json"
+    try:
+        if _exists(directory, name):
+            if not stat.S_ISREG(os.lstat(name, dir_fd=directory).st_mode):
+                raise Failure(
+                    f"{state}/credentials/{name} is not a plain file",
+                    "remove it: something inside a sandbox put it there",
                 )
-            )
-        except FileExistsError:
-            pass
+        elif host_has_credentials:
+            replace_file(directory, name, "")
+    finally:
+        os.close(directory)
 
 
 def _refresh_metadata(directory: int, instance: dict) -> None:
@@ -147,7 +149,7 @@ def _refresh_metadata(directory: int, instance: dict) -> None:
         try:
             known = json.loads(text)
             root, created = known["root"], int(known["created"])
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             root = instance["root"]
         if root != instance["root"]:
             raise Failure(
@@ -246,11 +248,13 @@ def read_file(directory: int, name: str) -> str | None:
         )
     except OSError:
         return None
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return None
-        content = file.read(_SIZE_LIMIT + 1)
+        with open(descriptor, "rb", closefd=False) as file:
+            content = file.read(_SIZE_LIMIT + 1)
+    finally:
+        os.close(descriptor)
     if len(content) > _SIZE_LIMIT:
         raise Failure(f"{name} of the instance is larger than 64 MiB", "move it away")
     return content.decode("utf-8", "surrogateescape")
@@ -273,6 +277,9 @@ def replace_file(directory: int, name: str, text: str) -> None:
         with open(descriptor, "wb") as file:
             file.write(text.encode("utf-8", "surrogateescape"))
         os.rename(_TEMPORARY, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except IsADirectoryError:
+        _discard(_TEMPORARY, directory)
+        raise Failure(f"{name} is a directory, not a file", "move it away") from None
     except BaseException:
         # A signal can end this after the rename, too.
         _discard(_TEMPORARY, directory)
@@ -284,3 +291,5 @@ def _discard(name: str, directory: int) -> None:
         os.unlink(name, dir_fd=directory)
     except FileNotFoundError:
         pass
+    except IsADirectoryError:
+        raise Failure(f"{name} is a directory, not a file", "move it away") from None

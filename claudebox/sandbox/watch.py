@@ -20,20 +20,17 @@ def fingerprint(project: dict) -> dict[str, tuple]:
 
 
 def _add(path: str, seen: dict) -> None:
-    try:
-        status = os.lstat(path)
-    except OSError:
-        return
-    if len(seen) >= _ENTRY_LIMIT:
-        return
-    if status.st_mode & 0o170000 == 0o040000:
+    remaining = [path]
+    while remaining and len(seen) < _ENTRY_LIMIT:
+        path = remaining.pop()
         try:
-            for name in os.listdir(path):
-                _add(f"{path}/{name}", seen)
+            status = os.lstat(path)
+            if status.st_mode & 0o170000 == 0o040000:
+                remaining.extend(f"{path}/{name}" for name in os.listdir(path))
+            else:
+                seen[path] = (status.st_ino, status.st_size, status.st_ctime_ns)
         except OSError:
-            pass
-    else:
-        seen[path] = (status.st_ino, status.st_size, status.st_ctime_ns)
+            continue
 
 
 def changes(before: dict, after: dict) -> list[str]:

@@ -1,0 +1,527 @@
+"""What is read-only in a project because it would run outside later, and what is watched."""
+
+import os
+import subprocess
+
+import pytest
+
+from claudebox import Failure, policy, protection
+from claudebox import git as discovery
+from claudebox import project as walker
+from claudebox.sandbox import watch
+
+
+@pytest.fixture
+def protect(project):
+    """Return the mounts that protect a project, as a launch computes them."""
+
+    def mounts(root=project, cwd=None):
+        root = str(root)
+        place = {"cwd": str(cwd or root), "root": root, "git": discovery.discover(root)}
+        return protection.mounts(place, walker.walk(root)["repositories"])
+
+    return mounts
+
+
+def kinds(mounts, below):
+    """Return target relative to `below` → kind, in order."""
+    return {os.path.relpath(mount["target"], below): mount["kind"] for mount in mounts}
+
+
+CLAUDE_FILES = {
+    ".claude": "bind",
+    ".claude/settings.json": "file",
+    ".claude/settings.local.json": "file",
+    ".mcp.json": "file",
+}
+
+
+# ---------------------------------------------------------------------------- which mounts
+
+
+def test_an_empty_project_gets_stand_ins_for_everything(protect, project):
+    assert kinds(protect(), project) == {**CLAUDE_FILES, ".git": "empty-dir"}
+
+
+def test_every_mount_has_the_reason_protected(protect, project, repository):
+    repository(project)
+    assert {mount["reason"] for mount in protect()} == {"protected"}
+
+
+def test_no_mount_point_is_named_twice(protect, project, repository):
+    repository(project)
+    repository(project / "a" / "b")
+    (project / "a" / "c").mkdir()
+    targets = [mount["target"] for mount in protect(cwd=project / "a")]
+    assert len(targets) == len(set(targets))
+
+
+def test_what_a_mount_hides_is_mounted_before_what_it_would_hide(protect, project, repository):
+    repository(project)
+    repository(project / "nested")
+    targets = [mount["target"] for mount in protect()]
+    for index, target in enumerate(targets):
+        for earlier in targets[:index]:
+            assert not policy.is_within(earlier, target)
+
+
+def test_what_exists_is_bound_read_only_on_itself(protect, project):
+    (project / ".claude").mkdir()
+    (project / ".claude/settings.json").write_text('{"hooks": {}}')
+    (project / ".mcp.json").write_text('{"mcpServers": {"x": {}}}')
+    mounts = {mount["target"]: mount for mount in protect()}
+    for name in (".claude/settings.json", ".mcp.json"):
+        mount = mounts[f"{project}/{name}"]
+        assert mount["kind"] == "ro-bind" and mount["source"] == mount["target"]
+    assert mounts[f"{project}/.claude/settings.local.json"]["kind"] == "file"
+
+
+def test_a_stand_in_says_nothing_to_the_program_that_reads_it(protect, project, repository):
+    import json
+
+    repository(project)
+    (project / ".git/config").unlink()
+    contents = {
+        os.path.relpath(mount["target"], project): mount["content"]
+        for mount in protect()
+        if mount["kind"] == "file"
+    }
+    assert json.loads(contents[".claude/settings.json"]) == {}
+    assert json.loads(contents[".mcp.json"]) == {"mcpServers": {}}
+    assert contents[".git/commondir"] == ".\n"
+    assert contents[".git/config"] == contents[".git/config.worktree"] == ""
+
+
+def test_stand_ins_that_a_killed_session_left_behind_do_not_change_the_mounts(
+    protect, project, repository
+):
+    repository(project)
+    mounts = protect()
+    for mount in mounts:
+        if mount["kind"] == "empty-dir":
+            os.makedirs(mount["target"], exist_ok=True)
+        elif mount["kind"] == "file":
+            os.makedirs(os.path.dirname(mount["target"]), exist_ok=True)
+            with open(mount["target"], "w") as file:
+                file.write(mount["content"])
+    assert protect() == mounts
+
+
+def test_a_stand_in_for_commondir_leaves_git_working(project, repository, git):
+    repository(project)
+    for name, content in policy.PROTECTED_GIT_PATHS.items():
+        path = project / ".git" / name
+        if content is not None and not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(content)
+    (project / "file").write_text("x")
+    git(project, "add", "file")
+    git(project, "commit", "-q", "-m", "second")
+    git(project, "branch", "side")
+    assert git(project, "log", "--format=%s", "side").split() == ["second", "first"]
+
+
+def test_a_repository_has_its_git_directory_anchored_and_its_code_paths_read_only(
+    protect, project, repository
+):
+    repository(project)
+    found = kinds(protect(), project)
+    assert found.pop(".git/hooks") in ("ro-bind", "empty-dir")
+    assert found.pop(".git/info") == "bind"
+    assert found == {
+        **CLAUDE_FILES,
+        ".git": "bind",
+        ".git/config": "ro-bind",
+        ".git/config.worktree": "file",
+        ".git/commondir": "file",
+        ".git/info/attributes": "file",
+    }
+
+
+def test_existing_hooks_and_attributes_are_bound_read_only(protect, project, repository):
+    repository(project)
+    (project / ".git/hooks").mkdir(exist_ok=True)
+    (project / ".git/hooks/pre-commit").write_text("#!/bin/sh\n")
+    (project / ".git/info").mkdir(exist_ok=True)
+    (project / ".git/info/attributes").write_text("* filter=x\n")
+    found = kinds(protect(), project)
+    assert found[".git/hooks"] == found[".git/info/attributes"] == "ro-bind"
+
+
+def test_every_directory_on_the_way_to_a_protected_file_is_a_mount_point(
+    protect, project, repository
+):
+    # Otherwise it could be renamed inside, and another one made in its place.
+    repository(project)
+    repository(project / "a" / "b" / "nested")
+    mounts = protect()
+    targets = {mount["target"] for mount in mounts}
+    for mount in mounts:
+        parent = os.path.dirname(mount["target"])
+        assert parent == str(project) or parent in targets
+
+
+def test_the_place_where_work_starts_is_protected_as_well_as_the_root(protect, project):
+    (project / "sub").mkdir()
+    found = kinds(protect(cwd=project / "sub"), project)
+    assert found["sub"] == "bind"
+    for name, kind in CLAUDE_FILES.items():
+        assert found[name] == found[f"sub/{name}"] == kind
+
+
+def test_a_git_directory_that_is_no_repository_is_read_only_whole(protect, project):
+    (project / ".git").mkdir()
+    (project / ".git" / "left-over").write_text("")
+    assert kinds(protect(), project)[".git"] == "ro-bind"
+
+
+@pytest.fixture
+def not_the_owner(monkeypatch):
+    """Make every directory another user's, and only the named ones writable."""
+
+    def only_writable(*paths):
+        writable = {str(path) for path in paths}
+        monkeypatch.setattr(protection.os, "getuid", lambda: 4242)
+        monkeypatch.setattr(protection.os, "access", lambda path, mode: str(path) in writable)
+
+    return only_writable
+
+
+def test_where_nobody_can_write_nothing_needs_to_be_held_shut(protect, not_the_owner):
+    not_the_owner()
+    assert protect() == []
+
+
+def test_a_foreign_directory_that_could_be_renamed_away_is_held_shut(
+    protect, project, not_the_owner
+):
+    (project / ".claude").mkdir()
+    not_the_owner(project)
+    assert kinds(protect(), project)[".claude"] in ("bind", "ro-bind")
+
+
+# ---------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("name", [".mcp.json", ".claude/settings.json"])
+@pytest.mark.parametrize("make", [lambda p: os.symlink("/etc/hosts", p), os.mkfifo])
+def test_a_link_or_special_file_in_a_protected_place_is_refused(protect, project, name, make):
+    path = f"{project}/{name}"
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    make(path)
+    with pytest.raises(Failure, match="cannot be made read-only inside"):
+        protect()
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_on_the_way_to_a_protected_place_is_refused(protect, project, tmp_path, exists):
+    if exists:
+        (tmp_path / "shared").mkdir()
+        (tmp_path / "shared/settings.json").write_text("{}")
+    (project / ".claude").symlink_to(tmp_path / "shared")
+    with pytest.raises(Failure, match=r"\.claude is a symbolic link"):
+        protect()
+
+
+def test_a_file_on_the_way_to_a_protected_place_is_refused(protect, project):
+    (project / ".claude").write_text("")
+    with pytest.raises(Failure, match=r"\.claude"):
+        protect()
+
+
+@pytest.mark.parametrize("name", ["hooks", "config.worktree", "info", "info/attributes"])
+def test_a_link_in_a_git_directory_is_refused(protect, project, repository, tmp_path, name):
+    repository(project)
+    path = project / ".git" / name
+    if path.exists():
+        path.rename(tmp_path / "moved")
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to(tmp_path / "moved")
+    with pytest.raises(Failure, match="cannot be made read-only inside"):
+        protect()
+
+
+def test_a_link_as_the_git_of_a_nested_directory_is_refused(protect, project, repository, tmp_path):
+    other = repository(tmp_path / "other")
+    (project / "sub").mkdir()
+    (project / "sub" / ".git").symlink_to(other / ".git")
+    with pytest.raises(Failure, match=r"sub/\.git is a symbolic link"):
+        protect()
+
+
+def test_more_nested_repositories_than_the_limit_are_refused(project):
+    names = [f"{project}/{number}" for number in range(protection._REPOSITORY_LIMIT + 1)]
+    place = {"cwd": str(project), "root": str(project), "git": None}
+    with pytest.raises(Failure, match="more than 100 git repositories"):
+        protection.mounts(place, names)
+
+
+# ---------------------------------------------------------------------------- more repositories
+
+
+def test_a_nested_repository_is_protected_like_the_first(protect, project, repository):
+    repository(project)
+    repository(project / "vendor" / "library")
+    found = kinds(protect(), project)
+    for name in (".git", "vendor/library/.git"):
+        assert found[name] == "bind"
+        assert found[f"{name}/config"] == "ro-bind"
+        assert found[f"{name}/config.worktree"] == "file"
+        assert f"{name}/hooks" in found
+    assert found["vendor"] == found["vendor/library"] == "bind"
+
+
+def test_a_nested_repository_is_protected_without_one_around_it(protect, project, repository):
+    repository(project / "library")
+    found = kinds(protect(), project)
+    assert found[".git"] == "empty-dir"
+    assert found["library/.git/config"] == "ro-bind"
+
+
+def test_a_submodule_has_its_git_file_and_its_git_directory_protected(protect, project, submodule):
+    found = kinds(protect(), project)
+    assert found["deps/library/.git"] == "ro-bind"
+    for anchor in ("deps", "deps/library", ".git/modules", ".git/modules/deps"):
+        assert found[anchor] == "bind"
+    directory = ".git/modules/deps/library"
+    assert found[directory] == "bind"
+    assert found[f"{directory}/config"] == "ro-bind"
+    assert found[f"{directory}/config.worktree"] == "file"
+    assert f"{directory}/hooks" in found
+
+
+def test_a_submodule_of_a_submodule_is_protected(protect, project, submodule, repository):
+    inner = repository(submodule / "inner")
+    modules = project / ".git" / "modules" / "deps" / "library" / "modules"
+    modules.mkdir()
+    (inner / ".git").rename(modules / "inner")
+    (inner / ".git").write_text("gitdir: ../../../.git/modules/deps/library/modules/inner\n")
+    found = kinds(protect(), project)
+    assert found[".git/modules/deps/library/modules/inner/config"] == "ro-bind"
+    assert found["deps/library/inner/.git"] == "ro-bind"
+
+
+def test_a_git_directory_inside_the_project_that_a_git_file_leads_to_is_protected(
+    protect, project, repository, git
+):
+    repository(project)
+    separate = project / "separate"
+    git(project, "init", "-q", "--separate-git-dir", str(separate), str(project / "nested"))
+    found = kinds(protect(), project)
+    assert found["nested/.git"] == "ro-bind"
+    assert "separate/hooks" in found and "separate/config" in found
+
+
+def test_a_worktree_has_its_repository_mounted_and_its_git_file_read_only(
+    protect, project, repository, git, tmp_path
+):
+    repository(project)
+    side = tmp_path / "side"
+    git(project, "worktree", "add", "-q", str(side))
+    mounts = protect(side)
+    by_target = {mount["target"]: mount for mount in mounts}
+    common = f"{project}/.git"
+    assert by_target[common] == {
+        "kind": "bind",
+        "source": common,
+        "target": common,
+        "reason": "git",
+    }
+    assert by_target[f"{side}/.git"]["kind"] == "ro-bind"
+    private = f"{common}/worktrees/side"
+    assert by_target[private]["kind"] == "bind"
+    for name, kind in (
+        ("commondir", "ro-bind"),
+        ("gitdir", "ro-bind"),
+        ("config.worktree", "file"),
+    ):
+        assert by_target[f"{private}/{name}"]["kind"] == kind
+    assert by_target[f"{common}/config"]["kind"] == "ro-bind"
+    assert f"{common}/hooks" in by_target
+
+
+def test_other_worktrees_of_the_repository_are_read_only(
+    protect, project, repository, git, tmp_path
+):
+    repository(project)
+    git(project, "worktree", "add", "-q", str(tmp_path / "one"))
+    git(project, "worktree", "add", "-q", str(tmp_path / "two"))
+    for root, foreign in ((project, ("one", "two")), (tmp_path / "one", ("two",))):
+        found = kinds(protect(root), f"{project}/.git/worktrees")
+        for name in foreign:
+            assert found[name] == "ro-bind"
+        assert found["."] == "bind"
+
+
+def test_a_worktree_inside_the_project_can_be_worked_in(protect, project, repository, git):
+    repository(project)
+    git(project, "worktree", "add", "-q", str(project / "inner"))
+    found = kinds(protect(), project)
+    assert found["inner/.git"] == "ro-bind"
+    assert found[".git/worktrees/inner"] == "bind"
+    assert found[".git/worktrees/inner/commondir"] == "ro-bind"
+
+
+def test_a_project_that_is_a_worktree_inside_the_main_tree_mounts_only_the_git_directory(
+    protect, project, repository, git
+):
+    repository(project)
+    git(project, "worktree", "add", "-q", str(project / "inner"))
+    targets = [mount["target"] for mount in protect(project / "inner")]
+    assert f"{project}/.git" in targets
+    assert str(project) not in targets
+
+
+def test_links_in_the_modules_directory_are_not_followed_round_and_round(
+    protect, project, repository, alarm
+):
+    repository(project)
+    modules = project / ".git" / "modules"
+    modules.mkdir()
+    for name in ("a", "b"):
+        (modules / name).symlink_to(".")
+    alarm(2)
+    try:
+        protect()
+    except Failure:
+        pass
+
+
+def test_a_linked_module_is_refused_or_left_out(protect, project, repository, tmp_path):
+    other = repository(tmp_path / "other")
+    repository(project)
+    (project / ".git" / "modules").mkdir()
+    (project / ".git" / "modules" / "x").symlink_to(other / ".git")
+    try:
+        mounts = protect()
+    except Failure:
+        return
+    assert not [mount for mount in mounts if "/modules/x" in mount["target"]]
+
+
+# ---------------------------------------------------------------------------- the walk
+
+
+def test_the_walk_finds_nested_repositories_shallow_ones_first(project):
+    for name in ("z", "a/b/c", "a"):
+        (project / name / ".git").mkdir(parents=True)
+    found = walker.walk(str(project))
+    assert found["complete"]
+    assert found["repositories"] in (
+        [f"{project}/a", f"{project}/z", f"{project}/a/b/c"],
+        [f"{project}/z", f"{project}/a", f"{project}/a/b/c"],
+    )
+
+
+def test_the_walk_finds_files_whose_names_look_like_secrets(project):
+    (project / "deep").mkdir()
+    secret = [".env", ".env.local", "deep/server.pem", "deep/id_ed25519", "credentials-dev.json"]
+    for name in [*secret, ".env.example", "environment", "deep/pem", "README.md"]:
+        (project / name).write_text("")
+    found = walker.walk(str(project))["secrets"]
+    assert sorted(found) == sorted(f"{project}/{name}" for name in secret)
+
+
+def test_the_walk_finds_files_with_another_name_elsewhere(project, tmp_path):
+    (tmp_path / "key").write_text("secret")
+    os.link(tmp_path / "key", project / "notes.txt")
+    assert walker.walk(str(project))["hard_links"] == [f"{project}/notes.txt"]
+
+
+def test_the_walk_follows_no_links_and_does_not_wait_for_pipes(project, tmp_path, alarm):
+    alarm(5)
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / ".env").write_text("")
+    (project / "out").symlink_to(tmp_path / "outside")
+    (project / "loop").symlink_to(".")
+    os.mkfifo(project / "pipe.pem")
+    found = walker.walk(str(project))
+    assert found["complete"] and not found["repositories"] and not found["hard_links"]
+    assert not [path for path in found["secrets"] if "out" in path]
+
+
+def test_the_walk_stops_at_its_limit_and_says_so(project, monkeypatch):
+    monkeypatch.setattr(walker, "ENTRY_LIMIT", 10)
+    for number in range(20):
+        (project / str(number)).write_text("")
+    assert walker.walk(str(project))["complete"] is False
+
+
+# ---------------------------------------------------------------------------- what is watched
+
+
+def fingerprint(root, cwd=None):
+    return watch.fingerprint({"root": str(root), "cwd": str(cwd or root)})
+
+
+def changed(root, change, cwd=None):
+    """Return the watched names that `change` changed."""
+    before = fingerprint(root, cwd)
+    change()
+    after = fingerprint(root, cwd)
+    return [os.path.relpath(path, root) for path in watch.changes(before, after)]
+
+
+def test_a_watched_file_that_is_made_changed_or_removed_is_noticed(project):
+    (project / ".envrc").write_text("a")
+    (project / "mise.toml").write_text("a")
+
+    def change():
+        (project / ".envrc").write_text("b")
+        (project / "mise.toml").unlink()
+        (project / ".husky").mkdir()
+        (project / ".husky" / "pre-commit").write_text("")
+        (project / "ordinary").write_text("")
+
+    assert changed(project, change) == [".envrc", ".husky/pre-commit", "mise.toml"]
+
+
+def test_a_change_that_keeps_size_and_modification_time_is_noticed(project):
+    (project / ".envrc").write_text("a")
+    status = os.stat(project / ".envrc")
+
+    def change():
+        (project / ".envrc").write_text("b")
+        os.utime(project / ".envrc", ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    assert changed(project, change) == [".envrc"]
+
+
+def test_nothing_is_reported_when_nothing_changed(project):
+    (project / ".vscode").mkdir()
+    (project / ".vscode" / "tasks.json").write_text("{}")
+    assert changed(project, lambda: (project / ".vscode" / "tasks.json").read_text()) == []
+
+
+def test_a_watched_link_is_watched_itself_and_not_followed(project, tmp_path):
+    (tmp_path / "outside").mkdir()
+    (project / ".vscode").symlink_to(tmp_path / "outside")
+    assert changed(project, lambda: (tmp_path / "outside" / "x").write_text("")) == []
+
+    def change():
+        (project / ".vscode").unlink()
+        (project / ".vscode").symlink_to("/tmp")
+
+    assert changed(project, change) == [".vscode"]
+
+
+def test_the_place_where_work_starts_is_watched_as_well_as_the_root(project):
+    (project / "sub").mkdir()
+    found = changed(project, lambda: (project / "sub" / ".envrc").write_text(""), project / "sub")
+    assert found == ["sub/.envrc"]
+
+
+def test_a_watched_directory_that_is_very_deep_does_not_end_the_launcher(project):
+    os.mkdir(project / ".husky")
+    directory = os.open(project / ".husky", os.O_RDONLY)
+    for _ in range(1100):
+        os.mkdir("d", dir_fd=directory)
+        following = os.open("d", os.O_RDONLY, dir_fd=directory)
+        os.close(directory)
+        directory = following
+    os.close(directory)
+    try:
+        fingerprint(project)
+    finally:
+        # pytest would remove it by recursion.
+        subprocess.run(["rm", "-rf", "--", project / ".husky"], check=True)
