@@ -7,7 +7,7 @@ that passes the plan on if the answer was yes.
 import os
 import sys
 
-from claudebox import Failure, policy, project
+from claudebox import Failure, mounts, policy, project
 from claudebox.printable import printable
 
 # Beginnings of tokens that their issuers document.
@@ -80,7 +80,7 @@ def secret_reason(name: str, value: str) -> str | None:
 
 def _is_random(value: str) -> bool:
     """Say whether a value has 20 or more characters, letters and digits mixed, 3.5 bits in each."""
-    if len(value) < 20 or not value.isascii() or any(c in " /:" for c in value):
+    if len(value) < 20 or not value.isascii() or " " in value or ":" in value or value[0] in "/~.":
         return False
     if not (any(c.isdigit() for c in value) and any(c.isalpha() for c in value)):
         return False
@@ -113,7 +113,7 @@ def report(plan: dict, environ=os.environ) -> dict:
                 entry |= {"value": masked(variable["value"]), "secret": True}
                 warnings.append(f"{name} has its value in the plan itself: {reason}")
         variables.append(entry)
-    mounts = [
+    places = [
         {
             "target": mount["target"],
             "mode": "rw" if mount["kind"] in ("bind", "tmpfs", "dev", "proc") else "ro",
@@ -140,7 +140,7 @@ def report(plan: dict, environ=os.environ) -> dict:
         "network": plan["network"],
         "command": plan["command"],
         "env": variables,
-        "mounts": mounts,
+        "mounts": places,
         "warnings": warnings,
     }
 
@@ -157,7 +157,7 @@ def _project_warnings(root: str) -> list[str]:
             names = ", ".join(path[len(root) + 1 :] for path in files[:_LIST_LIMIT])
             more = f" and {len(files) - _LIST_LIMIT} more" if len(files) > _LIST_LIMIT else ""
             warnings.append(f"{len(files)} file(s) {says}: {names}{more}")
-    below = project.mounts_below(root)
+    below = mounts.below(root)
     if below:
         warnings.append(f"mounted below the project, and so inside as well: {', '.join(below)}")
     return warnings
@@ -266,6 +266,10 @@ def ask(question: str) -> bool:
             "add --yes if this plan is what you want (--check shows it)",
         ) from None
     try:
+        import termios
+
+        # What was typed before the question was seen is no answer to it.
+        termios.tcflush(terminal, termios.TCIFLUSH)
         os.write(terminal, f"{question} [y/N] ".encode())
         answer = os.read(terminal, 1024)
         if not answer.endswith(b"\n"):

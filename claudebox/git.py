@@ -107,7 +107,7 @@ def _linked(dot_git: str) -> dict:
         return {"dir": git_dir, "common_dir": git_dir, "worktree": False}
     raise UnsafeGit(
         f"{dot_git} leads to {git_dir}, which is not a git directory that links back here",
-        "run `git worktree repair` outside if it is yours, or remove the file",
+        "if it is yours, run `git worktree repair` or set `core.worktree` outside; or remove the file",
     )
 
 

@@ -4,20 +4,23 @@
 """
 
 import os
+import sys
 
 from claudebox import Failure, git, host, net, plan, policy, project, protection
 
 
 def instance_of(root: str, home: str) -> dict:
-    """Return the plan's `instance` for a resolved project root: id, path and root.
-
-    The id is the first 16 hexadecimal digits of the SHA-256 of the root's bytes.
-    """
-    from _sha256 import sha256
-
-    identity = sha256(os.fsencode(root)).hexdigest()[:16]
+    """Return the plan's `instance` for a resolved project root: id, path and root."""
+    identity = identity_of(root)
     path = f"{policy.state_home(home)}/instances/{identity}"
     return {"id": identity, "path": path, "root": root}
+
+
+def identity_of(root: str) -> str:
+    """Return the first 16 hexadecimal digits of the SHA-256 of a path's bytes."""
+    from _sha256 import sha256
+
+    return sha256(os.fsencode(root)).hexdigest()[:16]
 
 
 def resolve(directory: str = ".", repo=False, shell=False, arguments=()) -> dict:
@@ -243,6 +246,61 @@ def _state(instance: dict, home: str) -> list[dict]:
     return mounts
 
 
+def _instance_at(directory: str) -> dict:
+    root = os.path.realpath(directory)
+    return instance_of(git.main_root(git.discover(root), root), host.user()["home"])
+
+
+def _list(as_json: bool) -> int:
+    from time import time
+
+    from claudebox import instances
+    from claudebox.printable import printable
+
+    rows = []
+    for found in instances.every(host.user()["home"]):
+        row = {"id": found.identity, "root": found.root, "size": 0, "last_used": found.last_used}
+        if found.problem:
+            row["state"] = found.problem
+        else:
+            row["size"] = found.size()
+            row["state"] = "live" if found.is_live() else found.root_state()
+        rows.append(row)
+        if not as_json:
+            age = instances.human_age(time() - found.last_used) if found.last_used else "?"
+            sys.stdout.write(
+                f"{printable(row['id']):<16}  {instances.human_size(row['size']):>5}  {age:>10}"
+                f"  {row['state']:<11}  {printable(row['root'] or '?')}\n"
+            )
+    if as_json:
+        import json
+
+        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+    return 0
+
+
+def _remove(place: str, yes: bool) -> int:
+    from claudebox import audit, instances
+    from claudebox.printable import printable
+
+    home = host.user()["home"]
+    wanted = place if "/" not in place and len(place) == 16 else _instance_at(place)["id"]
+    for found in instances.every(home):
+        if found.identity != wanted:
+            continue
+        if found.problem:
+            raise Failure(f"{found.path} is not removed: {found.problem}", "look at it yourself")
+        if found.is_live():
+            raise Failure(f"{found.path} is in use by a session", "end that session first")
+        question = f"Remove Claude's history and settings of {printable(found.root)}?"
+        if not yes and not audit.ask(question):
+            raise Failure("not confirmed, so nothing was removed", "answer y to remove")
+        instances.remove(home, found)
+        instances.empty_trash(home)
+        return 0
+    raise Failure(f"there is no instance of {place}", "see `claudebox instance list`")
+
+
 def main(arguments: list[str]) -> int:
     """Run `claudebox-instance`: exit status 0, 1 for a refusal, 2 for wrong usage."""
     from claudebox import command
@@ -257,6 +315,22 @@ def main(arguments: list[str]) -> int:
     )
     resolve_parser.add_argument("directory", nargs="?", default=".", metavar="DIR")
     command.add_place_options(resolve_parser)
+    list_parser = actions.add_parser("list", help="list the instances")
+    list_parser.add_argument("--json", action="store_true", help="print JSON")
+    path_parser = actions.add_parser("path", help="print the instance's path of a directory")
+    path_parser.add_argument("directory", nargs="?", default=".", metavar="DIR")
+    remove_parser = actions.add_parser("remove", help="remove the instance of a directory")
+    remove_parser.add_argument(
+        "directory", metavar="DIR|ID", help="the project's directory, or the id that list shows"
+    )
+    remove_parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
     options = parser.parse_args(arguments)
+    if options.action == "list":
+        return _list(options.json)
+    if options.action == "path":
+        sys.stdout.write(_instance_at(options.directory)["path"] + "\n")
+        return 0
+    if options.action == "remove":
+        return _remove(options.directory, options.yes)
     command.write_plan(resolve(options.directory, options.repo, options.shell, inside))
     return 0

@@ -5,8 +5,8 @@ import sys
 
 from claudebox import Failure, command
 
-COMMANDS = ("audit", "instance", "net", "plan", "profile", "run")
-_EPILOG = """subcommands: audit, instance, net, plan, profile, run, and every claudebox-NAME on PATH;
+COMMANDS = ("audit", "gc", "instance", "net", "plan", "profile", "run")
+_EPILOG = """subcommands: audit, gc, instance, net, plan, profile, run, and every claudebox-NAME on PATH;
 `claudebox help NAME` opens the manual page of one"""
 
 
@@ -31,6 +31,8 @@ def main(arguments: list[str], program: str = "claudebox") -> int:
     """Run `claudebox`: the session's exit status, 1 for a refusal or a no, 2 for wrong usage."""
     if arguments and not arguments[0].startswith("-"):
         return _dispatch(arguments[0], arguments[1:], program)
+    if arguments and arguments[0] == "--gc":
+        return _dispatch("gc", arguments[1:], program)
     arguments, inside = command.split_arguments(arguments)
     parser = _parser("claudebox", "Run Claude Code in a sandbox that holds no secrets.")
     parser.usage = "claudebox [OPTIONS] [-- CLAUDE-ARG...]\n       claudebox SUBCOMMAND ..."
@@ -45,7 +47,12 @@ def main(arguments: list[str], program: str = "claudebox") -> int:
     instead.add_argument(
         "--dry-run", action="store_true", help="print the command of the launch; launch nothing"
     )
+    parser.add_argument(
+        "--gc", action="store_true", help="the same as the subcommand gc; stands first"
+    )
     options = parser.parse_args(arguments)
+    if options.gc:
+        raise Failure("--gc is not the first option", "use `claudebox gc`", status=2)
     plan = _plan(options, inside)
     from claudebox import audit, run
 

@@ -243,6 +243,9 @@ def checked(document) -> dict:
     Raises PlanError with the JSON path for unknown or missing keys, wrong types, relative paths
     and unknown versions, and for a variable or a mount point that is named twice.
     """
+    if isinstance(document, dict) and "schema" in document:
+        # Of another version every other difference is a consequence.
+        _choice(SCHEMA)(document["schema"], ".schema")
     plan = _check_plan(document, "")
     if not plan["command"] or not plan["command"][0]:
         raise PlanError(".command", "there is nothing to run in it")

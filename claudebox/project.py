@@ -76,22 +76,3 @@ def _compiled(names: tuple[str, ...]) -> tuple[frozenset, tuple, list]:
         else:
             pairs.append((before, after))
     return frozenset(exact), tuple(suffixes), pairs
-
-
-def mounts_below(root: str) -> list[str]:
-    """Return the host's mount points below `root`: a bind mount of `root` brings them along."""
-    with open("/proc/self/mountinfo", "rb") as table:
-        points = [os.fsdecode(line.split(b" ", 5)[4]) for line in table]
-    below = []
-    for point in points:
-        # proc(5): space, tab, newline and backslash are octal escapes in this file.
-        for escape, character in (
-            ("\\040", " "),
-            ("\\011", "\t"),
-            ("\\012", "\n"),
-            ("\\134", "\\"),
-        ):
-            point = point.replace(escape, character)
-        if point.startswith(root + "/"):
-            below.append(point)
-    return below

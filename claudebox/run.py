@@ -16,6 +16,8 @@ _REAL_STDERR, _READY, _GO = 7, 8, 9
 _FIRST_DATA_DESCRIPTOR = 10
 # Seconds that an unwanted bwrap may take to notice it.
 _PATIENCE = 5
+# Changed files that are named at the end of a session.
+_REPORTED = 20
 
 _FORWARDED = (_signal.SIGTERM, _signal.SIGHUP)
 _FROM_TERMINAL = (_signal.SIGINT, _signal.SIGQUIT)
@@ -135,7 +137,9 @@ def launch(plan: dict, protections_are_fresh: bool = False) -> int:
             _signal.signal(number, arrived)
     opened = state.prepare(plan)
     locks = []
+    mirror = None
     try:
+        mirror = _mirror(plan)
         locks = standins.make(plan, opened.directory)
         place = plan["project"]
         before = watch.fingerprint(place)
@@ -146,7 +150,7 @@ def launch(plan: dict, protections_are_fresh: bool = False) -> int:
             _signal.signal(number, _signal.SIG_IGN)
         started = True
         sandbox.open_gate()
-        status = sandbox.wait()
+        status = _attend(sandbox, mirror)
         sandbox = None
         _restore_terminal(terminal)
         _report(watch.changes(before, watch.fingerprint(place)), place["root"])
@@ -156,10 +160,39 @@ def launch(plan: dict, protections_are_fresh: bool = False) -> int:
     finally:
         if sandbox is not None and not sandbox.ended:
             sandbox.abandon()
+        if mirror is not None:
+            mirror.close()
         for lock in locks:
             os.close(lock)
         standins.remove(opened.directory)
         opened.close()
+
+
+def _mirror(plan: dict):
+    """Return the mirror of the host's credentials file if the plan mounts it, and None otherwise."""
+    source = policy.host_credentials(plan["user"]["home"])
+    if all(mount.get("source") != source for mount in plan["mounts"]):
+        return None
+    from claudebox.sandbox import credentials
+
+    return credentials.Mirror(source)
+
+
+def _attend(sandbox: _Sandbox, mirror) -> int:
+    """Wait for the end of the session and return its exit status; mirror credentials until then."""
+    if mirror is None:
+        return sandbox.wait()
+    from claudebox.sandbox import events
+
+    mirror.compare()
+    loop = events.Loop()
+    process = os.pidfd_open(sandbox.pid)
+    loop.add(process, lambda _events: loop.stop())
+    loop.add(mirror.descriptor, mirror.changed)
+    loop.run()
+    loop.close()
+    os.close(process)
+    return sandbox.wait()
 
 
 def preflight(plan: dict) -> None:
@@ -317,7 +350,9 @@ def _report(changed: list[str], root: str) -> None:
     if changed:
         from claudebox import command
 
-        names = ", ".join(path[len(root) + 1 :] for path in changed)
+        names = ", ".join(path[len(root) + 1 :] for path in changed[:_REPORTED])
+        if len(changed) > _REPORTED:
+            names += f" and {len(changed) - _REPORTED} more"
         command.complain(
             f"changed in this session, and can run code outside: {names}: read them before you go on"
         )

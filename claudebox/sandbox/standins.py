@@ -11,6 +11,8 @@ import stat
 from claudebox import Failure
 
 RECORD = "standins.json"
+# Seconds to wait for a lock that an agent in another sandbox may hold on purpose.
+_PATIENCE = 1
 
 
 def make(plan: dict, instance: int) -> list[int]:
@@ -41,9 +43,26 @@ def make(plan: dict, instance: int) -> list[int]:
     for mount in plan["mounts"]:
         if mount["reason"] == "protected":
             lock = _open(mount["target"])
-            fcntl.flock(lock, fcntl.LOCK_SH)
             locks.append(lock)
+            _share(lock, mount["target"])
     return locks
+
+
+def _share(lock: int, path: str) -> None:
+    """Take the shared lock; whoever removes a stand-in holds the exclusive one for an instant only."""
+    from time import monotonic, sleep
+
+    end = monotonic() + _PATIENCE
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if monotonic() > end:
+                raise Failure(
+                    f"{path} is locked by another program", "end that program, then try again"
+                ) from None
+        sleep(0.02)
 
 
 def remove(instance: int) -> list[str]:

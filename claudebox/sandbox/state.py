@@ -8,10 +8,10 @@ import fcntl
 import os
 import stat
 
-from claudebox import Failure, briefing, policy
+from claudebox import Failure, briefing, mounts, policy
 
 METADATA = "instance.json"
-_LOCK = "lock"
+LOCK = "lock"
 _PREPARATION_LOCK = "preparation.lock"
 _TEMPORARY = ".claudebox-temporary"
 _SIZE_LIMIT = 64 * 1024 * 1024
@@ -72,7 +72,7 @@ def _open(path: str) -> Instance:
         _make_private(path)
         directory = open_directory(path)
         lock = os.open(
-            _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory
+            LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory
         )
         fcntl.flock(lock, fcntl.LOCK_SH)
         try:
@@ -156,7 +156,12 @@ def _refresh_metadata(directory: int, instance: dict) -> None:
                 f"{instance['path']} belongs to {root}, not to {instance['root']}",
                 "move that directory away: its metadata was moved or changed",
             )
-    metadata = {"root": instance["root"], "created": created, "last_used": now}
+    metadata = {
+        "root": instance["root"],
+        "created": created,
+        "last_used": now,
+        "mount": mounts.holding(instance["root"]),
+    }
     replace_file(directory, METADATA, json.dumps(metadata, indent=2) + "\n")
 
 
@@ -186,8 +191,23 @@ def _seed_configuration(claude: int, plan: dict, environ) -> None:
     """Answer Claude's questions of a first start in `.claude.json`; nothing else in it is touched.
 
     The keys are those that Claude Code 2.1.330 asks for: hasCompletedOnboarding, the trust of the
-    directory, and the last 20 characters of an API key.
+    directory, and the last 20 characters of an API key. A session that runs already may be writing
+    the file: it is changed only if it must be, under the lock that Claude Code itself takes.
     """
+    if _with_answers(claude, plan, environ) is None:
+        return
+    locked = _lock_configuration(claude)
+    try:
+        text = _with_answers(claude, plan, environ)
+        if text is not None:
+            replace_file(claude, ".claude.json", text)
+    finally:
+        if locked:
+            _unlock_configuration(claude)
+
+
+def _with_answers(claude: int, plan: dict, environ) -> str | None:
+    """Return `.claude.json` with the questions answered, or None if nothing is missing in it."""
     import json
 
     text = read_file(claude, ".claude.json")
@@ -213,8 +233,43 @@ def _seed_configuration(claude: int, plan: dict, environ) -> None:
         if key[-20:] not in approved:
             approved.append(key[-20:])
             changed = True
-    if changed:
-        replace_file(claude, ".claude.json", json.dumps(configuration, indent=2) + "\n")
+    return json.dumps(configuration, indent=2) + "\n" if changed else None
+
+
+# Claude Code locks the file with a directory (the npm package proper-lockfile), whose holder
+# touches it every few seconds; one that is 10 s old was left by a process that was killed.
+_CONFIGURATION_LOCK = ".claude.json.lock"
+_LOCK_STALE, _LOCK_PATIENCE = 10, 3
+
+
+def _lock_configuration(claude: int) -> bool:
+    """Take Claude's own lock; say whether it was got. An agent that sits on it only loses its own."""
+    from time import monotonic, sleep, time
+
+    end = monotonic() + _LOCK_PATIENCE
+    while True:
+        try:
+            os.mkdir(_CONFIGURATION_LOCK, 0o700, dir_fd=claude)
+            return True
+        except FileExistsError:
+            pass
+        try:
+            made = os.lstat(_CONFIGURATION_LOCK, dir_fd=claude).st_mtime
+            if time() - made > _LOCK_STALE and _unlock_configuration(claude):
+                continue
+        except FileNotFoundError:
+            continue
+        if monotonic() > end:
+            return False
+        sleep(0.02)
+
+
+def _unlock_configuration(claude: int) -> bool:
+    try:
+        os.rmdir(_CONFIGURATION_LOCK, dir_fd=claude)
+        return True
+    except OSError:
+        return False
 
 
 def _object(parent: dict, key: str) -> dict:

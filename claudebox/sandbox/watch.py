@@ -4,7 +4,8 @@ import os
 
 from claudebox import policy
 
-_ENTRY_LIMIT = 2000
+# For each watched place: a full one must not hide a change in another.
+_ENTRY_LIMIT = 1000
 
 
 def fingerprint(project: dict) -> dict[str, tuple]:
@@ -21,7 +22,8 @@ def fingerprint(project: dict) -> dict[str, tuple]:
 
 def _add(path: str, seen: dict) -> None:
     remaining = [path]
-    while remaining and len(seen) < _ENTRY_LIMIT:
+    limit = len(seen) + _ENTRY_LIMIT
+    while remaining and len(seen) < limit:
         path = remaining.pop()
         try:
             status = os.lstat(path)

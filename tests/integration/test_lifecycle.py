@@ -113,7 +113,7 @@ def test_killing_claudebox_kills_everything_inside(world):
     script = f"(setsid sleep {mark} &) ; echo up; exec sleep {mark}"
     session = world.start("claudebox", "-y", "--shell", "--", "-c", script)
     assert session.stdout.readline() == "up\n"
-    assert processes_with(f"sleep\0{mark}")
+    wait_until(lambda: len(processes_with(f"sleep\0{mark}")) == 2)
     session.kill()
     session.wait()
     wait_until(lambda: not processes_with(mark))

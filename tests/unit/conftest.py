@@ -68,11 +68,11 @@ def tools(tmp_path):
 
 
 @pytest.fixture
-def scratch_environment(home, tools, programs):
+def scratch_environment(tmp_path, home, programs):
     """The variables that every command of these tests starts with."""
     return {
         "HOME": str(home),
-        "PATH": f"{tools}:{programs}:/usr/bin:/bin",
+        "PATH": f"{tmp_path}/tools:{programs}:/usr/bin:/bin",
         "LANG": "C.UTF-8",
         "TERM": "xterm",
     }
@@ -130,9 +130,7 @@ def is_one_line_error():
     return check
 
 
-@pytest.fixture
-def sample(home, project, tmp_path):
-    """A small launch plan with one of every kind of mount and every source of variables."""
+def _sample(home, project):
     state = f"{home}/.claudebox"
     return {
         "schema": "claudebox/1",
@@ -188,6 +186,18 @@ def sample(home, project, tmp_path):
         "command": ["claude", "--dangerously-skip-permissions"],
         "notes": ["a note"],
     }
+
+
+@pytest.fixture
+def sample(home, project):
+    """A small launch plan with one of every kind of mount and every source of variables."""
+    return _sample(home, project)
+
+
+@pytest.fixture
+def paper_plan():
+    """The same for a home and a project that are nowhere."""
+    return _sample("/home/u", "/home/u/src/app")
 
 
 def _git(directory, *arguments, **environment):

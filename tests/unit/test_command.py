@@ -32,8 +32,6 @@ WRITERS = [
     ["claudebox", "--dry-run"],
     ["claudebox", "--check"],
     ["claudebox", "--help"],
-    ["claudebox-instance", "resolve"],
-    ["claudebox-net", "apply", "none"],
     ["claudebox-audit", "--yes"],
     ["claudebox-audit", "--json"],
     ["claudebox-run", "--dry-run"],
@@ -97,8 +95,8 @@ def test_every_filter_refuses_what_is_no_plan(call, is_one_line_error, words):
 
 
 @pytest.mark.parametrize("words", FILTERS, ids=" ".join)
-def test_every_filter_refuses_an_empty_stdin(run, is_one_line_error, words):
-    done = run(*words, stdin="")
+def test_every_filter_refuses_an_empty_stdin(call, is_one_line_error, words):
+    done = call(main._subcommand(words[0].partition("-")[2]), *words[1:])
     assert "there is no plan on standard input" in is_one_line_error(done, 2)
     assert done.stdout == ""
 
@@ -297,13 +295,25 @@ def test_an_option_that_cannot_be_obeyed_is_one_line(
     assert says in is_one_line_error(call(main.print_plan, *words), status)
 
 
-@pytest.mark.parametrize("file", glob.glob(os.path.dirname(__file__) + "/../../bin/claudebox*"))
-def test_every_command_has_help_and_a_version(run, capsys, file):
-    name = os.path.basename(file)
-    done = run(name, "--help")
-    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("usage: ")
+EXECUTABLES = sorted(glob.glob(os.path.dirname(__file__) + "/../../bin/claudebox*"))
+
+
+@pytest.mark.parametrize("file", EXECUTABLES, ids=os.path.basename)
+def test_every_command_has_help_and_a_version(capsys, file):
+    assert not main.entry([file, "--help"])
+    assert capsys.readouterr().out.startswith("usage: ")
     assert not main.entry([file, "--version"])
     assert capsys.readouterr().out.startswith("claudebox ")
+
+
+def test_the_executables_differ_in_their_names_only():
+    assert len(EXECUTABLES) >= 7
+    contents = set()
+    for file in EXECUTABLES:
+        assert os.access(file, os.X_OK)
+        with open(file, "rb") as executable:
+            contents.add(executable.read())
+    assert len(contents) == 1
 
 
 # ---------------------------------------------------------------------------- signals
@@ -579,7 +589,7 @@ def in_one_process(bin_directory, cwd, profile, network, place, inside=()):
     """Return what `claudebox plan` makes with the same options."""
     words = [*place, *profile, *(["--network", *network] if network else [])]
     return subprocess.run(
-        [bin_directory / "claudebox", "plan", *words, *(["--", *inside] if inside else [])],
+        [bin_directory / "claudebox-plan", *words, *(["--", *inside] if inside else [])],
         cwd=cwd,
         capture_output=True,
         timeout=20,
@@ -623,30 +633,21 @@ def test_they_are_the_same_for_a_whole_repository_with_arguments_for_the_program
     assert plan["command"][1:] == inside
 
 
-def test_they_are_the_same_with_the_settings_of_the_environment(
-    bin_directory, project, monkeypatch, tmp_path
+@pytest.mark.parametrize("name", [b"a b\n'$(x)\"\\", b"-y \xc3\xa9 \xe9"])
+def test_they_are_the_same_for_a_linked_worktree_with_an_unusual_name(
+    bin_directory, project, repository, git, tmp_path, monkeypatch, name
 ):
     monkeypatch.setenv("CLAUDEBOX_NETWORK", "none")
     monkeypatch.setenv("CLAUDEBOX_HOME", str(tmp_path / "state"))
-    plan = assert_equal(bin_directory, project, [], [], [])
-    assert plan["network"] == {"tier": "none", "source": "CLAUDEBOX_NETWORK"}
-    assert plan["instance"]["path"].startswith(f"{tmp_path}/state/")
-
-
-@pytest.mark.parametrize("name", [b"a b\n'$(x)\"\\", b"-y \xc3\xa9 \xe9"])
-def test_they_are_the_same_for_a_project_with_an_unusual_name(bin_directory, project, name):
-    place = os.fsencode(project) + b"/" + name
-    os.mkdir(place)
-    plan = assert_equal(bin_directory, place, [], ["none"], [])
-    assert os.fsencode(plan["project"]["root"]) == place
-
-
-def test_they_are_the_same_for_a_linked_worktree(bin_directory, project, repository, git, tmp_path):
     repository(project)
-    git(project, "worktree", "add", "-q", str(tmp_path / "side"))
-    plan = assert_equal(bin_directory, tmp_path / "side", [], [], [])
+    place = os.fsencode(tmp_path) + b"/" + name
+    git(project, "worktree", "add", "-q", "-b", "side", os.fsdecode(place))
+    plan = assert_equal(bin_directory, place, [], [], [])
+    assert os.fsencode(plan["project"]["root"]) == place
     assert plan["project"]["git"]["worktree"] is True
     assert plan["instance"]["root"] == str(project)
+    assert plan["instance"]["path"].startswith(f"{tmp_path}/state/")
+    assert plan["network"] == {"tier": "none", "source": "CLAUDEBOX_NETWORK"}
 
 
 def test_the_plan_is_the_same_every_time(project):

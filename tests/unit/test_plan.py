@@ -10,6 +10,11 @@ import pytest
 from claudebox import Failure, plan
 
 
+@pytest.fixture
+def sample(paper_plan):
+    return paper_plan
+
+
 def refusal(document):
     """Return the message with which a document is refused."""
     text = document if isinstance(document, str) else json.dumps(document)

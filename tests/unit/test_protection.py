@@ -1,7 +1,8 @@
 """What is read-only in a project because it would run outside later, and what is watched."""
 
+import inspect
 import os
-import subprocess
+import sys
 
 import pytest
 
@@ -511,17 +512,26 @@ def test_the_place_where_work_starts_is_watched_as_well_as_the_root(project):
     assert found == ["sub/.envrc"]
 
 
+def test_many_files_in_one_watched_place_do_not_hide_a_change_in_another(project, monkeypatch):
+    monkeypatch.setattr(watch, "_ENTRY_LIMIT", 50)
+
+    def change():
+        (project / ".claude" / "agents").mkdir(parents=True)
+        for number in range(60):
+            (project / ".claude" / "agents" / str(number)).write_text("")
+        (project / ".envrc").write_text("")
+
+    assert ".envrc" in changed(project, change)
+
+
 def test_a_watched_directory_that_is_very_deep_does_not_end_the_launcher(project):
-    os.mkdir(project / ".husky")
-    directory = os.open(project / ".husky", os.O_RDONLY)
-    for _ in range(1100):
-        os.mkdir("d", dir_fd=directory)
-        following = os.open("d", os.O_RDONLY, dir_fd=directory)
-        os.close(directory)
-        directory = following
-    os.close(directory)
+    deepest = project / ".husky" / "/".join("d" * 200)
+    deepest.mkdir(parents=True)
+    (deepest / "hook").write_text("")
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 100)
     try:
-        fingerprint(project)
+        seen = fingerprint(project)
     finally:
-        # pytest would remove it by recursion.
-        subprocess.run(["rm", "-rf", "--", project / ".husky"], check=True)
+        sys.setrecursionlimit(limit)
+    assert list(seen) == [str(deepest / "hook")]

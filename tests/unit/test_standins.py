@@ -38,6 +38,10 @@ def plan(sample, project):
     return fresh
 
 
+def protected(plan):
+    return [mount for mount in plan["mounts"] if mount["reason"] == "protected"]
+
+
 def close(locks):
     for lock in locks:
         os.close(lock)
@@ -150,6 +154,17 @@ def test_a_second_session_records_nothing_twice(plan, directory, project):
     assert standins.remove(directory) == [] and listing(project) == {}
 
 
+def test_a_launch_after_a_killed_one_records_nothing_twice(plan, directory, monkeypatch):
+    def killed(_path, _content):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(standins, "_make", killed)
+        standins.make(plan(), directory)
+    close(standins.make(plan(), directory))
+    assert len(standins.recorded(directory)) == len(STANDINS)
+
+
 def test_nothing_is_recorded_when_nothing_is_missing(sample, directory, record_file):
     sample["mounts"] = [m for m in sample["mounts"] if m["reason"] != "protected"]
     assert standins.make(sample, directory) == []
@@ -196,9 +211,23 @@ def test_every_protected_path_is_locked_and_the_locks_do_not_go_to_other_program
     repository(project)
     whole = plan()
     locks = standins.make(whole, directory)
-    assert len(locks) == len([m for m in whole["mounts"] if m["reason"] == "protected"])
+    assert len(locks) == len(protected(whole))
     assert not any(os.get_inheritable(lock) for lock in locks)
     close(locks)
+
+
+def test_a_lock_that_another_program_holds_does_not_stop_a_launch_for_ever(
+    plan, directory, project, alarm
+):
+    # A session in the directory above can take it from inside, and keep it as long as it lasts.
+    (project / ".mcp.json").write_text('{"mcpServers": {"mine": {}}}')
+    with open(project / ".mcp.json") as taken:
+        fcntl.flock(taken, fcntl.LOCK_EX)
+        alarm(3)
+        try:
+            close(standins.make(plan(), directory))
+        except Failure as failure:
+            assert taken.name in str(failure)
 
 
 def test_one_lock_keeps_only_its_own_stand_in(plan, directory, project):

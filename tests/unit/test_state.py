@@ -114,7 +114,7 @@ def test_the_metadata_name_the_root_and_the_times(sample, place):
     start = int(time.time())
     prepare(sample)
     metadata = json.loads(content(f"{place}/instance.json"))
-    assert list(metadata) == ["root", "created", "last_used"]
+    assert list(metadata)[:3] == ["root", "created", "last_used"]
     assert metadata["root"] == sample["instance"]["root"]
     assert start <= metadata["created"] == metadata["last_used"] <= int(time.time())
 
@@ -339,7 +339,7 @@ def test_an_empty_configuration_is_filled(sample, claude, empty):
     assert not os.path.exists(f"{claude}/.claude.json.corrupted")
 
 
-@pytest.mark.parametrize("depth", [300, 600, 900, 970])
+@pytest.mark.parametrize("depth", [500, 970])
 def test_a_configuration_that_is_nested_deeply_does_not_end_the_launch(sample, claude, depth):
     write(f"{claude}/.claude.json", '{"deep": ' + "[" * depth + "]" * depth + "}")
     prepare(sample)
