@@ -191,6 +191,10 @@ def table(audit: dict, ink) -> str:
     row("git", _git_words(place, ink))
     row("instance", printable(instance["id"]), ink("weak", printable(instance["path"])))
     row("network", network["tier"], ink("weak", f"decided by: {printable(network['source'])}"))
+    if "sidecars" in network:
+        row("", "joined to the internet by", " or else ".join(network["sidecars"]))
+    for exception in network.get("allow", ()):
+        row("", ink("warning", f"allowed beyond the tier: {printable(exception)}"))
     row("profile", printable(audit["profile"]["name"]) if audit["profile"] else "none")
     row("command", printable(" ".join(audit["command"])))
 
@@ -230,8 +234,8 @@ def _git_words(place: dict, ink) -> str:
 
 def _mount_lines(reason: str, group: list[dict], ink) -> list[str]:
     if reason == "protected":
-        # What is bound on itself only so that it cannot be renamed is still writable: not listed.
-        group = [mount for mount in group if mount["mode"] == "ro"]
+        # What is bound on itself only so that it cannot be renamed is writable already: not listed.
+        group = [m for m in group if m["mode"] == "ro" or m.get("source") != m["target"]]
     covered = [mount["target"] for mount in group if mount["kind"] == "mask"]
     group = [mount for mount in group if mount["kind"] != "mask"]
     lines = []
@@ -262,8 +266,8 @@ def ask(question: str) -> bool:
         terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         raise Failure(
-            "there is no terminal to ask on, so nothing was launched",
-            "add --yes if this plan is what you want (--check shows it)",
+            "there is no terminal to ask on, so nothing was done",
+            "add --yes if that is what you want",
         ) from None
     try:
         import termios

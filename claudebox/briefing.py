@@ -38,7 +38,7 @@ def text(plan: dict) -> str:
 
 ## Network: `{plan["network"]["tier"]}`
 
-{_NETWORK[plan["network"]["tier"]]}
+{_NETWORK[plan["network"]["tier"]]}{_exceptions(plan["network"])}
 
 ## Tools
 
@@ -57,6 +57,16 @@ not a fault to work around: do not search for them and do not try to leave the s
 needs a credential or a file that is missing, ask the user, who can let it in at the next launch
 (`claudebox --env NAME`).
 """
+
+
+def _exceptions(network: dict) -> str:
+    if "allow" not in network:
+        return ""
+    names = ", ".join(f"`{_inline(exception)}`" for exception in network["allow"])
+    return (
+        f"\nThe user has opened, beyond that: {names}. `host:PORT` is the port PORT of `127.0.0.1`"
+        " here."
+    )
 
 
 def _inline(path: str) -> str:

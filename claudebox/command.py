@@ -94,17 +94,41 @@ def complain(message: str) -> None:
         pass
 
 
-def parser(name: str, description: str, **options):
+def parser(name: str, description: str):
     """Return an argument parser whose errors are Failures with status 2."""
+    # argparse looks for translations of its few words, which there are none of, with two modules more.
+    sys.modules.setdefault("gettext", _NoTranslation)
     import argparse
 
+    class Formatter(argparse.HelpFormatter):
+        def __init__(self, prog):
+            # Without a width it imports shutil, and lzma with it, for every parser, helpful or not.
+            columns = os.environ.get("COLUMNS", "")
+            width = int(columns) if columns.isdecimal() else 80
+            super().__init__(prog, width=max(width - 2, 30))
+
     class Parser(argparse.ArgumentParser):
+        def __init__(self, **options):
+            super().__init__(allow_abbrev=False, formatter_class=Formatter, **options)
+
         def error(self, message):
             raise Failure(message, f"see `{self.prog} --help`", status=2)
 
-    result = Parser(prog=name, description=description, allow_abbrev=False, **options)
+    result = Parser(prog=name, description=description)
     result.add_argument("--version", action="version", version=_version())
     return result
+
+
+class _NoTranslation:
+    """Stands for the module gettext."""
+
+    @staticmethod
+    def gettext(message):
+        return message
+
+    @staticmethod
+    def ngettext(one, many, count):
+        return one if count == 1 else many
 
 
 def _version() -> str:
@@ -129,6 +153,17 @@ def add_launch_options(target) -> None:
         default=[],
         metavar="NAME",
         help="let this variable of the host in (may be given more than once)",
+    )
+
+
+def add_network_options(target) -> None:
+    """Add the option that opens the `inet` tier for one address."""
+    target.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="open the inet tier for ADDRESS[:PORT], NETWORK/LENGTH or host:PORT",
     )
 
 

@@ -19,7 +19,7 @@ def script(plan: dict) -> bytes:
 
     host = [v["name"] for v in plan["env"] if v["source"] == "host"]
     own = {v["name"]: v["value"] for v in plan["env"] if v["source"] != "host"}
-    arguments = bwrap.arguments(plan)
+    arguments = bwrap.by_path(bwrap.arguments(plan))
     files = bwrap.descriptors(arguments)
     numbers = list(range(_FIRST_DESCRIPTOR, _FIRST_DESCRIPTOR + len(files)))
     words = bwrap.numbered(arguments, numbers)
@@ -56,6 +56,9 @@ def script(plan: dict) -> bytes:
             lines.append(f"exec {number}< <(printf %s {quote(data.content.decode())})")
         else:
             lines.append(f"exec {number}< <(base64 -d <<< {b64encode(data.content).decode()})")
+    if plan["network"]["tier"] == "inet":
+        lines.append("# claudebox itself makes the network of the tier inet; this script has none")
+        words.insert(0, "--unshare-net")
     lines.append(f"exec {quote(plan['bwrap']['path'])} \\")
     for word in words:
         if word.startswith("--"):

@@ -38,6 +38,9 @@ def refuse_unsafe(plan: dict, protections_are_fresh: bool = False) -> None:
     for mount in plan["mounts"]:
         if mount["kind"] in ("bind", "ro-bind"):
             _refuse_source(mount, secrets, home, allowed)
+            _refuse_second_place(mount, plan)
+        if mount["kind"] in ("proc", "dev") and mount["target"] != "/" + mount["kind"]:
+            raise Refused(f"{mount['kind']} belongs on /{mount['kind']}, not on {mount['target']}")
         _refuse_target(mount, plan, allowed)
     masks = {mask["target"]: "mask" for mask in policy.proc_masks()}
     for target, kind in {**_NEEDED_TARGETS, home: "tmpfs", **masks}.items():
@@ -64,8 +67,17 @@ def _refuse_other_host(plan: dict) -> None:
         raise Refused("its instance is not the project's")
     if plan["bwrap"] != host.bwrap(place["root"]):
         raise Refused("its bwrap is not the one of this host")
-    if plan["network"]["tier"] not in net.AVAILABLE_TIERS:
-        raise Refused(f"the network tier {plan['network']['tier']} is not available")
+    network = plan["network"]
+    if network["tier"] != "inet" and ("allow" in network or "sidecars" in network):
+        raise Refused("it has exceptions or sidecars in a network tier that has none")
+    if network["tier"] == "inet" and not network.get("sidecars"):
+        raise Refused("it names no program that joins the tier inet to the internet")
+    resolver = net.resolver_mount(network["tier"])
+    if all(
+        (mount["target"], mount["kind"]) != (resolver["target"], resolver["kind"])
+        for mount in plan["mounts"]
+    ):
+        raise Refused(f"{net.RESOLVER_INSIDE} is not the one of its network tier")
 
 
 def _refuse_variables(plan: dict) -> None:
@@ -114,6 +126,19 @@ def _refuse_source(mount: dict, secrets: dict, home: str, allowed: set) -> None:
         raise Refused(f"the mount source {source} is a socket, a device or a pipe")
 
 
+def _refuse_second_place(mount: dict, plan: dict) -> None:
+    """Raise Refused if the project or its git directory would be writable under another name."""
+    if mount["kind"] != "bind" or mount["source"] == mount["target"]:
+        return
+    places = [plan["project"]["root"]]
+    if plan["project"]["git"] is not None:
+        places.append(plan["project"]["git"]["common_dir"])
+    for place in places:
+        source = mount["source"]
+        if policy.is_within(source, place) or policy.is_within(place, source):
+            raise Refused(f"{source} would be writable at {mount['target']}, past its protection")
+
+
 def _refuse_target(mount: dict, plan: dict, allowed: set) -> None:
     kind, target = mount["kind"], mount["target"]
     if target == "/":
@@ -132,8 +157,17 @@ def _refuse_target(mount: dict, plan: dict, allowed: set) -> None:
             raise Refused(f"the mount point {target} is claudebox's own")
     if policy.is_within(target, plan["user"]["home"] + "/.claude"):
         raise Refused(f"the mount point {target} lies in the instance")
+    if policy.is_within(target, plan["project"]["root"]):
+        _refuse_links_on_the_way(target, plan["project"]["root"])
     if kind == "symlink" and policy.is_within(target, plan["project"]["root"]):
         raise Refused(f"the link {target} would be made in the project itself, outside")
+
+
+def _refuse_links_on_the_way(target: str, root: str) -> None:
+    while target != root:
+        target = os.path.dirname(target)
+        if os.path.islink(target):
+            raise Refused(f"{target}, on the way to a mount point, is a symbolic link")
 
 
 def _refuse_missing_protection(plan: dict) -> None:

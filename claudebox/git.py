@@ -6,14 +6,16 @@ import stat
 from claudebox import Failure
 
 _FILE_LIMIT = 4096
+_CONFIGURATION_LIMIT = 1 << 20
+_INCLUDE_LIMIT = 20
 
 
 class UnsafeGit(Failure):
     """A `.git` that does not lead to a git directory of this very project."""
 
 
-def read_small_file(path: str) -> str | None:
-    """Return the text of a regular file of at most 4096 bytes, or None if that is not what it is.
+def read_small_file(path: str, limit: int = _FILE_LIMIT) -> str | None:
+    """Return the text of a regular file of at most `limit` bytes, or None if it is no such thing.
 
     Follows no symbolic link in the last component and does not block on a named pipe.
     """
@@ -24,10 +26,10 @@ def read_small_file(path: str) -> str | None:
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return None
-        content = os.read(descriptor, _FILE_LIMIT + 1)
+        content = os.read(descriptor, limit + 1)
     finally:
         os.close(descriptor)
-    if len(content) > _FILE_LIMIT or b"\0" in content:
+    if len(content) > limit or b"\0" in content:
         return None
     return os.fsdecode(content)
 
@@ -48,13 +50,21 @@ def discover(root: str) -> dict | None:
             f"{dot_git} cannot be read: {error.strerror}", "mend its permissions"
         ) from None
     if stat.S_ISDIR(mode):
-        return _main_worktree(dot_git)
+        return None if _is_empty(dot_git) else _main_worktree(dot_git)
     if stat.S_ISREG(mode):
         return _linked(dot_git)
     raise UnsafeGit(
         f"{dot_git} is a symbolic link or a special file, which cannot be protected",
         "replace it with the directory itself, or with a worktree (git worktree add)",
     )
+
+
+def _is_empty(dot_git: str) -> bool:
+    """Say whether a `.git` is an empty directory: what stands in for none while a session runs."""
+    try:
+        return not os.listdir(dot_git)
+    except OSError:
+        return False
 
 
 def is_git_directory(path: str) -> bool:
@@ -137,6 +147,48 @@ def _core_worktrees(git_dir: str, root: str):
             yield os.path.realpath(os.path.join(git_dir, path))
 
 
+def obeyed_files(git_dir: str, worktrees: list[str]) -> list[str]:
+    """Return what the configuration of `git_dir` names for git to obey, resolved: includes, hooks.
+
+    A path that is relative to a worktree is resolved in each of `worktrees`. Includes of includes
+    are followed. git itself reads the files, one at a time, and is asked only
+    if a file has one of the words in it.
+    """
+    import subprocess
+
+    from claudebox import host, policy
+
+    found, pending, seen = [], [f"{git_dir}/config", f"{git_dir}/config.worktree"], set()
+    git = host.find_program("git", worktrees[0])
+    question = [git, "config", "--no-includes", "--file"]
+    while pending and git is not None:
+        file = pending.pop()
+        content = read_small_file(file, _CONFIGURATION_LIMIT)
+        if file in seen or content is None or len(seen) > _INCLUDE_LIMIT:
+            continue
+        seen.add(file)
+        if not any(word in os.fsencode(content).lower() for word in policy.GIT_WORDS_WITH_FILES):
+            continue
+        answer = subprocess.run(
+            [*question, file, "-z", "--get-regexp", policy.GIT_SETTINGS_WITH_FILES],
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+        )
+        for entry in os.fsdecode(answer.stdout).split("\0"):
+            key, separator, path = entry.partition("\n")
+            if not separator or path.startswith("%("):
+                continue
+            path = os.path.expanduser(path)
+            is_include = key.startswith("include")
+            for base in [os.path.dirname(file)] if is_include else worktrees:
+                resolved = os.path.realpath(os.path.join(base, path))
+                found.append(resolved)
+                if is_include:
+                    pending.append(resolved)
+    return found
+
+
 def main_root(git: dict | None, root: str) -> str:
     """Return the directory that names a project's instance: its repository's main worktree.
 
@@ -144,14 +196,21 @@ def main_root(git: dict | None, root: str) -> str:
     """
     if git is None or not git["worktree"]:
         return root
-    parent, _, name = git["common_dir"].rpartition("/")
-    return parent if name == ".git" else git["common_dir"]
+    common = git["common_dir"]
+    parent, _, name = common.rpartition("/")
+    if name == ".git":
+        return parent
+    # A submodule's git directory has its main worktree elsewhere.
+    for place in _core_worktrees(common, root):
+        if named_directory(place + "/.git") == common:
+            return place
+    return common
 
 
 def toplevel(directory: str) -> str | None:
     """Return the nearest directory at or above `directory` that holds a `.git`."""
     while True:
-        if os.path.lexists(directory + "/.git"):
+        if os.path.lexists(directory + "/.git") and not _is_empty(directory + "/.git"):
             return directory
         if directory == "/":
             return None

@@ -60,10 +60,11 @@ def find_program(name: str, project_root: str, also: tuple[str, ...] = ()) -> st
 
 
 def bwrap(project_root: str) -> dict:
-    """Return the plan's `bwrap`: its path, and whether it can forbid further user namespaces.
+    """Return the plan's `bwrap`: its path, and which of the options that not all have it has.
 
-    `--disable-userns` came with bubblewrap 0.8.0; an option is there if the program has its name
-    in it, which is quicker to see than to ask. Raises Failure if bwrap is not installed.
+    `--disable-userns` came with bubblewrap 0.8.0, `--bind-fd` with 0.10 and Debian's 0.8.0; an
+    option is there if the program has its name in it, which is quicker to see than to ask. Raises
+    Failure if bwrap is not installed.
     """
     path = find_program("bwrap", project_root)
     if path is None:
@@ -72,8 +73,12 @@ def bwrap(project_root: str) -> dict:
             "install bubblewrap (apt, dnf, pacman or zypper install bubblewrap)",
         )
     with open(path, "rb") as program:
-        can_disable_userns = b"--disable-userns" in program.read()
-    return {"path": os.path.realpath(path), "disable_userns": can_disable_userns}
+        text = program.read()
+    return {
+        "path": os.path.realpath(path),
+        "disable_userns": b"--disable-userns" in text,
+        "bind_fd": b"--bind-fd" in text,
+    }
 
 
 def is_nixos() -> bool:

@@ -79,7 +79,7 @@ def resolve(directory: str = ".", repo=False, shell=False, arguments=()) -> dict
             *system,
             *_generated(user, root, identity),
             {"kind": "tmpfs", "target": home, "reason": "system"},
-            *_state(instance, home),
+            *_state(instance, home, notes),
             *tools,
             {"kind": "bind", "source": root, "target": root, "reason": "project"},
             *protected,
@@ -122,16 +122,10 @@ def _excluded(place: dict, protected: list[dict]) -> list[dict]:
     if place["git"] is None or not names:
         return []
     path = place["git"]["common_dir"] + "/info/exclude"
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            content = file.read(1 << 20)
-    except FileNotFoundError:
-        content = ""
-    except OSError:
+    if not any(mount["target"] == os.path.dirname(path) for mount in protected):
         return []
-    if os.path.islink(path) or not any(
-        mount["target"] == os.path.dirname(path) for mount in protected
-    ):
+    content = git.read_small_file(path, 1 << 20) if os.path.lexists(path) else ""
+    if content is None:
         return []
     if content and not content.endswith("\n"):
         content += "\n"
@@ -213,7 +207,7 @@ def _git_configuration(settings: dict[str, str], root: str) -> str:
     return text
 
 
-def _state(instance: dict, home: str) -> list[dict]:
+def _state(instance: dict, home: str, notes: list[str]) -> list[dict]:
     """Return the mounts of Claude's state and of the credentials.
 
     The shared directory holds the lock that keeps two sandboxes from spending the same refresh
@@ -235,6 +229,10 @@ def _state(instance: dict, home: str) -> list[dict]:
     ]
     credentials = policy.host_credentials(home)
     if os.path.isfile(credentials):
+        if "mcpOAuth" in (git.read_small_file(credentials, 1 << 20) or ""):
+            notes.append(
+                "the credentials file holds tokens of MCP servers too, which are then readable inside"
+            )
         mounts.append(
             {
                 "kind": "bind",

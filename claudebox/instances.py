@@ -169,6 +169,11 @@ def empty_trash(home: str) -> int:
             return 0
         trash = state.open_directory(TRASH, parent)
         try:
+            try:
+                fcntl.flock(trash, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                # Somebody else is at it.
+                return 0
             freed = _size(trash)
             _delete_everything(trash)
             return freed

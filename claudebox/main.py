@@ -85,6 +85,7 @@ def _parser(name: str, description: str):
     parser.add_argument("--network", metavar="TIER", help="none, inet or full")
     parser.add_argument("--profile", metavar="NAME", help="apply this profile")
     command.add_launch_options(parser)
+    command.add_network_options(parser)
     return parser
 
 
@@ -92,7 +93,13 @@ def _plan(options, inside: list[str]) -> dict:
     from claudebox import pipeline
 
     return pipeline.compose(
-        options.repo, options.shell, inside, options.profile, options.env, options.network
+        options.repo,
+        options.shell,
+        inside,
+        options.profile,
+        options.env,
+        options.network,
+        options.allow,
     )
 
 
@@ -101,11 +108,11 @@ def _dispatch(name: str, arguments: list[str], program: str) -> int:
         return _help(arguments)
     own = os.path.dirname(os.path.realpath(program))
     wanted = f"claudebox-{name}"
-    for directory in (own, *os.environ.get("PATH", "").split(":")):
+    from claudebox import host
+
+    for directory in (own, *host.search_path(os.path.realpath("."))):
         candidate = f"{directory}/{wanted}"
-        if not directory.startswith("/") or "/" in name:
-            continue
-        if os.access(candidate, os.X_OK) and os.path.isfile(candidate):
+        if "/" not in name and os.access(candidate, os.X_OK) and os.path.isfile(candidate):
             os.execv(candidate, [candidate, *arguments])
     from claudebox import plan
 

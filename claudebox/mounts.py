@@ -12,11 +12,12 @@ def table() -> list[tuple[str, str]]:
     with open("/proc/self/mountinfo", "rb") as file:
         for line in file:
             fields, _, rest = os.fsdecode(line).partition(" - ")
-            found.append((_plain(fields.split(" ")[4]), _plain(rest.split(" ")[1])))
+            found.append((plain(fields.split(" ")[4]), plain(rest.split(" ")[1])))
     return found
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """Return a field of mountinfo without its escapes."""
     for escape, character in _ESCAPES:
         text = text.replace(escape, character)
     return text

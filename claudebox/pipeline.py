@@ -4,7 +4,13 @@ from claudebox import instance, net, profile
 
 
 def compose(
-    repo=False, shell=False, arguments=(), profile_name=None, variables=(), tier=None
+    repo=False,
+    shell=False,
+    arguments=(),
+    profile_name=None,
+    variables=(),
+    tier=None,
+    allowed=(),
 ) -> dict:
     """Return the plan that `claudebox` launches in the current directory with these options.
 
@@ -12,4 +18,4 @@ def compose(
     """
     plan = instance.resolve(".", repo, shell, arguments)
     plan = profile.apply(plan, profile_name, variables)
-    return net.apply(plan, tier)
+    return net.apply(plan, tier, allowed)

@@ -11,6 +11,7 @@ from claudebox import Failure
 
 SCHEMA = "claudebox/1"
 TIERS = ("none", "inet", "full")
+SIDECARS = ("pasta", "slirp4netns")
 SIZE_LIMIT = 16 * 1024 * 1024
 
 
@@ -219,8 +220,11 @@ _check_plan = _record(
         "instance": _record({"id": _line, "path": _absolute_path, "root": _absolute_path}),
         "user": _record({"name": _line, "uid": _number, "gid": _number, "home": _absolute_path}),
         "profile": _or_null(_record({"name": _line})),
-        "network": _record({"tier": _choice(*TIERS), "source": _line}),
-        "bwrap": _record({"path": _absolute_path, "disable_userns": _boolean}),
+        "network": _record(
+            {"tier": _choice(*TIERS), "source": _line},
+            {"sidecars": _list(_choice(*SIDECARS)), "allow": _list(_line)},
+        ),
+        "bwrap": _record({"path": _absolute_path, "disable_userns": _boolean, "bind_fd": _boolean}),
         "env": _list(_by_key("source", _VARIABLE_SOURCES)),
         "mounts": _list(_by_key("kind", MOUNTS)),
         "command": _list(_text),

@@ -101,6 +101,34 @@ MASKED_PROC_FILES = (
     "/proc/timer_list",
 )
 
+# ---------------------------------------------------------------------------- network
+
+# What the tier `inet` does not reach, beside every address and network of the host itself.
+INET_DENIED_V4 = (
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.0.0.0/24",
+    "192.168.0.0/16",
+    "198.18.0.0/15",
+    "224.0.0.0/3",
+)
+# Outside 2000::/3 nothing is global unicast. Inside it, Teredo and 6to4 carry an IPv4 destination.
+INET_DENIED_V6 = (
+    "::/3",
+    "4000::/2",
+    "8000::/1",
+    "64:ff9b::/96",
+    "2001::/32",
+    "2002::/16",
+)
+# What the sidecars use between themselves and the sandbox, and link-local addresses: no exception
+# can open them, because at fd00::2 and 198.18.0.2 slirp4netns may answer for the host's loopback.
+SIDECAR_NETWORKS = ("198.18.0.0/24", "fd00::/64", "fd6e:6574:626f::/64", "fe80::/10")
+
 # ---------------------------------------------------------------------------- secrets
 
 # Below the home directory. No mount may be one of these, lie inside one, or lie above one.
@@ -211,6 +239,9 @@ SECRET_HOME_PATHS = (
     ".claude.json",
 )
 
+# No project has these.
+HOME_MARKS = (".ssh", ".gnupg", ".aws")
+
 # The same for the rest of the machine.
 SECRET_SYSTEM_PATHS = (
     "/boot",
@@ -270,11 +301,25 @@ SOCKET_ADDRESS_VARIABLES = ("CONTAINER_HOST", "DBUS_SESSION_BUS_ADDRESS", "DOCKE
 # An empty `commondir` would stop git; `.` names the directory that it stands in.
 PROTECTED_GIT_PATHS = {
     "hooks": None,
+    "branches": None,
+    "remotes": None,
     "config": "",
     "config.worktree": "",
     "commondir": ".\n",
     "info/attributes": "",
 }
+
+# A directory with HEAD, objects and refs is a bare repository to git, with a configuration of its
+# own: when `.git` was made invalid, git would fall back to the project itself. One that is a file is
+# enough to prevent that. (A file HEAD would make the name ambiguous.)
+BARE_REPOSITORY_DIRECTORIES = ("refs", "objects")
+
+# Settings of a repository that name further files to obey: `include.path`, `core.hooksPath`, …
+# (git-config(5)); the words to look for before git is asked.
+GIT_SETTINGS_WITH_FILES = (
+    "^(include\\.path|includeif\\..*\\.path|core\\.hookspath|core\\.attributesfile)$"
+)
+GIT_WORDS_WITH_FILES = (b"include", b"hookspath", b"attributesfile")
 
 # What Claude Code outside would obey when it is started in this project.
 PROTECTED_PROJECT_PATHS = {
@@ -286,8 +331,12 @@ PROTECTED_PROJECT_PATHS = {
 # Too useful to take away, too dangerous to pass over: compared before and after the session.
 WATCHED_PROJECT_PATHS = (
     ".bazelrc",
+    ".claude/CLAUDE.md",
     ".claude/agents",
     ".claude/commands",
+    ".claude/hooks",
+    ".claude/output-styles",
+    ".claude/rules",
     ".claude/skills",
     ".devcontainer",
     ".devcontainer.json",
@@ -309,6 +358,7 @@ WATCHED_PROJECT_PATHS = (
     ".vscode",
     ".yarnrc.yml",
     ".zed",
+    "CLAUDE.local.md",
     "CLAUDE.md",
     "lefthook.yml",
     "mise.toml",
@@ -443,6 +493,9 @@ def exposed_secret(path: str, secrets: dict[str, str], home: str) -> str | None:
 def refuse_secret_project(root: str, home: str) -> None:
     """Raise Failure if a session in the resolved directory `root` would expose a secret."""
     reason = exposed_secret(root, secret_paths(home), home)
+    for name in HOME_MARKS:
+        if os.path.isdir(f"{root}/{name}"):
+            reason = reason or f"it holds {name}, so it is somebody's home directory"
     if reason:
         raise Failure(
             f"{root} cannot be a project: {reason}", "start claudebox in a directory of its own"

@@ -9,15 +9,16 @@ ENTRY_LIMIT = 20_000
 _walks: dict[str, dict] = {}
 
 
-def walk(root: str) -> dict:
+def walk(root: str, afresh: bool = False) -> dict:
     """Return what lies in the resolved directory `root`, shallow things first.
 
-    Keys: `repositories` (directories other than `root` that hold a `.git`), `secrets` (files whose
-    name looks like one), `hard_links` (files with more than one name), `complete` (whether the walk
-    ended before ENTRY_LIMIT entries). It stays on root's filesystem, follows no symbolic link and
-    does not look into git directories. The result is kept: two stages of one process walk once.
+    Keys: `repositories` (directories other than `root` that hold a `.git` or are bare ones),
+    `secrets` (files whose name looks like one), `hard_links` (files with more than one name),
+    `complete` (whether the walk ended before ENTRY_LIMIT entries). It stays on root's filesystem,
+    follows no symbolic link and does not look into git directories. The result is kept, so that two
+    stages of one process walk once, unless it is wanted `afresh`.
     """
-    if root not in _walks:
+    if root not in _walks or afresh:
         _walks[root] = _walk(root)
     return _walks[root]
 
@@ -32,6 +33,9 @@ def _walk(root: str) -> dict:
         try:
             entries = list(os.scandir(directory))
         except OSError:
+            continue
+        if directory != root and {"HEAD", "objects", "refs"} <= {entry.name for entry in entries}:
+            found["repositories"].append(directory)
             continue
         for entry in entries:
             seen += 1

@@ -19,6 +19,7 @@ class _Protection:
     def __init__(self):
         self.mounts = []
         self._anchored = set()
+        self._protected = set()
 
     def start_at(self, directory: str) -> None:
         """Say that `directory` is a mount point already."""
@@ -39,6 +40,9 @@ class _Protection:
     def protect(self, base: str, name: str, absent: str | None) -> None:
         """Make base/name read-only; `absent` stands there if it does not exist (None: a directory)."""
         path = f"{base}/{name}"
+        if path in self._protected:
+            return
+        self._protected.add(path)
         mode = self._mode(path)
         if mode is None and not _could_be_created(path):
             if os.path.isdir(os.path.dirname(path)):
@@ -62,6 +66,31 @@ class _Protection:
         self.anchor(directory)
         for name, absent in policy.PROTECTED_GIT_PATHS.items():
             self.protect(directory, name, absent)
+
+    def no_bare_repository(self, directory: str) -> None:
+        """Keep git from taking `directory` itself for a repository, or from obeying it as one."""
+        if all(os.path.isdir(f"{directory}/{n}") for n in policy.BARE_REPOSITORY_DIRECTORIES):
+            self.git_directory(directory)
+            self.obeyed(directory, [directory], directory)
+            return
+        for name in policy.BARE_REPOSITORY_DIRECTORIES:
+            path = f"{directory}/{name}"
+            if _is_stand_in(path, self._mode(path), "") or self._mode(path) is None:
+                self.protect(directory, name, "")
+                return
+            if self._mode(path) == stat.S_IFREG:
+                # Could be removed inside, to make room for a directory.
+                self.protect(directory, name, "")
+                return
+
+    def obeyed(self, directory: str, worktrees: list[str], root: str) -> None:
+        """Protect what the configuration of a git directory names below the project."""
+        for path in git.obeyed_files(directory, worktrees):
+            if path != root and policy.is_within(path, root) and path not in self._protected:
+                is_hooks = not path.endswith(("config", ".inc")) and not os.path.isfile(path)
+                self.protect(
+                    os.path.dirname(path), os.path.basename(path), None if is_hooks else ""
+                )
 
     def worktree_directory(self, directory: str) -> None:
         """Protect the private git directory of a linked worktree (gitrepository-layout(5))."""
@@ -100,6 +129,14 @@ def _is_stand_in(path: str, mode: int | None, absent: str | None) -> bool:
     return mode == stat.S_IFREG and absent is not None and git.read_small_file(path) == absent
 
 
+def _downward(top: str, bottom: str) -> list[str]:
+    """Return the directories from `top` to `bottom`, which lies at or below it."""
+    directories = [bottom]
+    while directories[-1] != top:
+        directories.append(os.path.dirname(directories[-1]))
+    return directories[::-1]
+
+
 def _could_be_created(path: str) -> bool:
     """Say whether the user could make `path`: where nobody can write, nothing needs to be held shut."""
     directory = os.path.dirname(path)
@@ -120,9 +157,19 @@ def mounts(project: dict, repositories: list[str]) -> list[dict]:
     protection = _Protection()
     root = project["root"]
     protection.start_at(root)
-    for directory in dict.fromkeys((root, project["cwd"])):
-        for name, absent in policy.PROTECTED_PROJECT_PATHS.items():
-            protection.protect(directory, name, absent)
+    for directory in _downward(root, project["cwd"]):
+        if directory in (root, project["cwd"]):
+            for name, absent in policy.PROTECTED_PROJECT_PATHS.items():
+                protection.protect(directory, name, absent)
+        if directory != root and directory not in repositories:
+            protection.protect(directory, ".git", None)
+        protection.no_bare_repository(directory)
+    own = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    if policy.is_within(own, root):
+        # A session in a checkout of claudebox must not change what starts the next one.
+        for name in ("bin", "claudebox"):
+            if os.path.isdir(f"{own}/{name}"):
+                protection.protect(own, name, None)
     repository = project["git"]
     if repository is not None:
         common = repository["common_dir"]
@@ -131,7 +178,7 @@ def mounts(project: dict, repositories: list[str]) -> list[dict]:
             protection.mounts.append(
                 {"kind": "bind", "source": common, "target": common, "reason": "git"}
             )
-        _repository(protection, common, root)
+        _repository(protection, common, root, repositories)
         if not os.path.isdir(root + "/.git"):
             protection.protect(root, ".git", None)
     else:
@@ -142,19 +189,29 @@ def mounts(project: dict, repositories: list[str]) -> list[dict]:
             "start claudebox in one of them",
         )
     for directory in repositories:
-        _nested(protection, directory, root)
+        _nested(protection, directory, root, repositories)
     return protection.mounts
 
 
-def _repository(protection: _Protection, common: str, root: str) -> None:
+def _repository(protection: _Protection, common: str, root: str, repositories) -> None:
     if not git.is_git_directory(common):
         # Not a repository, but `git init` inside would make it one.
         protection.protect(os.path.dirname(common), os.path.basename(common), None)
         return
     protection.git_directory(common)
-    for module in _modules(common + "/modules"):
+    # A relative core.hooksPath starts at the top of whichever worktree git runs in.
+    worktrees_here = list(dict.fromkeys((root, os.path.dirname(common), *repositories)))
+    protection.obeyed(common, worktrees_here, root)
+    modules, worktrees = _modules(common + "/modules"), _names(common + "/worktrees")
+    if len(modules) + len(worktrees) > _REPOSITORY_LIMIT:
+        raise Failure(
+            f"{common} has more than {_REPOSITORY_LIMIT} submodules and worktrees",
+            "remove those that are not used (git worktree prune)",
+        )
+    for module in modules:
         protection.git_directory(module)
-    for name in _names(common + "/worktrees"):
+        protection.obeyed(module, worktrees_here, root)
+    for name in worktrees:
         directory = f"{common}/worktrees/{name}"
         place = (git.read_small_file(directory + "/gitdir") or "").rstrip("\n")
         if policy.is_within(os.path.realpath(os.path.join(directory, place)), root):
@@ -164,20 +221,25 @@ def _repository(protection: _Protection, common: str, root: str) -> None:
             protection.protect(common + "/worktrees", name, None)
 
 
-def _nested(protection: _Protection, directory: str, root: str) -> None:
+def _nested(protection: _Protection, directory: str, root: str, repositories) -> None:
     dot_git = directory + "/.git"
     try:
         mode = stat.S_IFMT(os.lstat(dot_git).st_mode)
     except OSError:
+        # A bare one.
+        if git.is_git_directory(directory):
+            protection.git_directory(directory)
+            protection.obeyed(directory, [directory], root)
         return
     if mode == stat.S_IFDIR:
         protection.anchor(directory)
-        _repository(protection, dot_git, root)
+        _repository(protection, dot_git, root, repositories)
     else:
         protection.protect(directory, ".git", None)
         elsewhere = git.named_directory(dot_git)
         if elsewhere and policy.is_within(elsewhere, root) and git.is_git_directory(elsewhere):
             protection.git_directory(elsewhere)
+            protection.obeyed(elsewhere, [directory], root)
 
 
 def _names(directory: str) -> list[str]:

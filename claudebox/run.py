@@ -5,7 +5,7 @@ import fcntl
 import os
 import sys
 
-from claudebox import Failure, enforcement, policy
+from claudebox import Failure, enforcement, policy, project
 from claudebox.sandbox import bwrap
 
 # The payload waits in this shell until the launcher has seen that it is up, and never starts if the
@@ -39,8 +39,10 @@ class _Terminated(BaseException):
 class _Sandbox:
     """A bwrap process that holds its payload at the gate until `open_gate`."""
 
-    def __init__(self, pid: int, ready: int, go: int, errors: int):
+    def __init__(self, pid: int, ready: int, go: int, errors: int, network, expected: dict):
         self.pid = pid
+        self._expected = expected
+        self._network = network
         self._ready = ready
         self._go = go
         self._errors = errors
@@ -58,6 +60,15 @@ class _Sandbox:
         from claudebox.sandbox import diagnosis
 
         raise Failure(*diagnosis.explain(words))
+
+    def refuse_other_mounts(self, plan: dict) -> None:
+        """Raise Failure unless the payload at the gate sees exactly the mounts of `plan`."""
+        from claudebox.sandbox import sources
+
+        first = _children(self.pid)
+        if not first:
+            raise Failure("the sandbox ended before its payload started", "start it again")
+        sources.refuse_other_mounts(plan, first[0], self._expected)
 
     def open_gate(self) -> None:
         """Let the payload start."""
@@ -84,12 +95,22 @@ class _Sandbox:
                 self.wait()
                 return
             sleep(0.002)
+        self.leave_network()
 
     def wait(self) -> int:
         """Return the exit status of the payload, 128 + n if signal n ended it."""
         _, status = os.waitpid(self.pid, 0)
+        if self._network is not None:
+            # The kernel takes 25 to 40 ms to remove the tap: that goes on beside what is left to do.
+            self._network.stop()
         code = os.waitstatus_to_exitcode(status)
         return code if code >= 0 else 128 - code
+
+    def leave_network(self) -> None:
+        """End what joins the sandbox to the internet, and release it."""
+        if self._network is not None:
+            self._network.close()
+            self._network = None
 
     def forward(self, number: int) -> None:
         """Send a signal to the payload: the child of bwrap's own child, which is pid 1 inside."""
@@ -99,6 +120,12 @@ class _Sandbox:
 
 
 def _children(parent: int) -> list[int]:
+    try:
+        # Not every kernel is built with it.
+        with open(f"/proc/{parent}/task/{parent}/children", "rb") as file:
+            return [int(pid) for pid in file.read().split()]
+    except OSError:
+        pass
     found = []
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -128,7 +155,8 @@ def launch(plan: dict, protections_are_fresh: bool = False) -> int:
 
     def arrived(number, _frame):
         if started:
-            sandbox.forward(number)
+            if not sandbox.ended:
+                sandbox.forward(number)
         else:
             raise _Terminated(number)
 
@@ -143,17 +171,21 @@ def launch(plan: dict, protections_are_fresh: bool = False) -> int:
         locks = standins.make(plan, opened.directory)
         place = plan["project"]
         before = watch.fingerprint(place)
+        repositories = set(project.walk(place["root"])["repositories"])
         terminal = _terminal_modes()
-        sandbox = _spawn(plan, restored)
+        loop = _event_loop(plan, mirror)
+        sandbox = _spawn(plan, restored, loop)
         sandbox.wait_until_ready()
+        sandbox.refuse_other_mounts(plan)
         for number in _FROM_TERMINAL:
             _signal.signal(number, _signal.SIG_IGN)
         started = True
         sandbox.open_gate()
-        status = _attend(sandbox, mirror)
-        sandbox = None
+        status = _attend(sandbox, loop, mirror)
+        sandbox.ended = True
         _restore_terminal(terminal)
         _report(watch.changes(before, watch.fingerprint(place)), place["root"])
+        _report_repositories(repositories, place["root"])
         return status
     except _Terminated as terminated:
         return 128 + terminated.number
@@ -166,6 +198,8 @@ def launch(plan: dict, protections_are_fresh: bool = False) -> int:
             os.close(lock)
         standins.remove(opened.directory)
         opened.close()
+        if sandbox is not None:
+            sandbox.leave_network()
 
 
 def _mirror(plan: dict):
@@ -178,19 +212,16 @@ def _mirror(plan: dict):
     return credentials.Mirror(source)
 
 
-def _attend(sandbox: _Sandbox, mirror) -> int:
-    """Wait for the end of the session and return its exit status; mirror credentials until then."""
-    if mirror is None:
+def _attend(sandbox: _Sandbox, loop, mirror) -> int:
+    """Wait for the end of the session and return its exit status; until then do what the loop has."""
+    if mirror is not None:
+        mirror.compare()
+        loop.add(mirror.descriptor, mirror.changed)
+    if not loop.busy():
         return sandbox.wait()
-    from claudebox.sandbox import events
-
-    mirror.compare()
-    loop = events.Loop()
     process = os.pidfd_open(sandbox.pid)
     loop.add(process, lambda _events: loop.stop())
-    loop.add(mirror.descriptor, mirror.changed)
     loop.run()
-    loop.close()
     os.close(process)
     return sandbox.wait()
 
@@ -218,7 +249,7 @@ def preflight(plan: dict) -> None:
         if mount["reason"] != "protected" or os.path.lexists(mount["target"])
     ]
     mounts = [mount for mount in mounts if mount["reason"] != "credentials"]
-    sandbox = _spawn({**plan, "mounts": mounts}, [])
+    sandbox = _spawn({**plan, "mounts": mounts}, [], _event_loop(plan, None))
     sandbox.wait_until_ready()
     sandbox.abandon()
 
@@ -281,11 +312,31 @@ def _memory_file(name: str, content: bytes) -> int:
     return moved
 
 
-def _spawn(plan: dict, restored: list[int]) -> _Sandbox:
+def _descriptors(wanted: list, with_sources: bool) -> tuple[list[int], dict]:
+    """Return inheritable descriptors for bwrap, and the status of each source by its target."""
+    from claudebox.sandbox import sources
+
+    files, expected = [], {}
+    for argument in wanted:
+        if isinstance(argument, bwrap.Data):
+            files.append(_memory_file(argument.name, argument.content))
+            continue
+        opened = sources.open_path(argument.path)
+        expected[argument.target] = os.fstat(opened)
+        if with_sources:
+            files.append(fcntl.fcntl(opened, fcntl.F_DUPFD, _FIRST_DATA_DESCRIPTOR))
+        os.close(opened)
+    return files, expected
+
+
+def _spawn(plan: dict, restored: list[int], loop) -> _Sandbox:
+    """Start bwrap, in the `inet` tier in a network of its own, with its payload held at the gate."""
     if not _env_restores_signals():
         restored = []
     arguments = bwrap.arguments(plan)
-    files = [_memory_file(data.name, data.content) for data in bwrap.descriptors(arguments)]
+    files, expected = _descriptors(bwrap.descriptors(arguments), plan["bwrap"]["bind_fd"])
+    if not plan["bwrap"]["bind_fd"]:
+        arguments = bwrap.by_path(arguments)
     words = bwrap.numbered(arguments, files)
     files.append(_memory_file("arguments", b"".join(os.fsencode(word) + b"\0" for word in words)))
     argv = ["bwrap", "--args", str(files[-1]), "--", *_payload(plan, restored)]
@@ -294,31 +345,73 @@ def _spawn(plan: dict, restored: list[int]) -> _Sandbox:
     ready, ready_inside = os.pipe()
     go_inside, go = os.pipe()
     errors, errors_inside = os.pipe()
+
+    def become_bwrap():
+        inside = (2, ready_inside, go_inside, errors_inside)
+        high = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, _FIRST_DATA_DESCRIPTOR) for each in inside]
+        for number in (0, 1):
+            os.set_inheritable(number, True)
+        for descriptor, place in zip(high, (_REAL_STDERR, _READY, _GO, 2), strict=True):
+            os.dup2(descriptor, place)
+        # Python ignores these two, and execve would hand that on.
+        for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
+            _signal.signal(number, _signal.SIG_DFL)
+        # Ctrl-C goes to the whole foreground process group; it must not end bwrap.
+        for number in restored:
+            _signal.signal(number, _signal.SIG_IGN)
+        os.execve(program, argv, variables)
+
+    network = None
+    try:
+        if plan["network"]["tier"] == "inet":
+            network = _join_internet(plan, become_bwrap, loop)
+            pid = network.pid
+        else:
+            pid = _fork(become_bwrap, program)
+    finally:
+        for descriptor in (*files, ready_inside, go_inside, errors_inside):
+            os.close(descriptor)
+    return _Sandbox(pid, ready, go, errors, network, expected)
+
+
+def _fork(become_bwrap, program: str) -> int:
     pid = os.fork()
     if pid == 0:
         try:
-            high = [
-                fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _FIRST_DATA_DESCRIPTOR)
-                for descriptor in (2, ready_inside, go_inside, errors_inside)
-            ]
-            for number in (0, 1):
-                os.set_inheritable(number, True)
-            for descriptor, place in zip(high, (_REAL_STDERR, _READY, _GO, 2), strict=True):
-                os.dup2(descriptor, place)
-            # Python ignores these two, and execve would hand that on.
-            for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
-                _signal.signal(number, _signal.SIG_DFL)
-            # Ctrl-C goes to the whole foreground process group; it must not end bwrap.
-            for number in restored:
-                _signal.signal(number, _signal.SIG_IGN)
-            os.execve(program, argv, variables)
+            become_bwrap()
         except OSError as error:
             os.write(2, f"{program}: {error.strerror}".encode())
         finally:
             os._exit(127)
-    for descriptor in (*files, ready_inside, go_inside, errors_inside):
-        os.close(descriptor)
-    return _Sandbox(pid, ready, go, errors)
+    return pid
+
+
+def _join_internet(plan: dict, become_bwrap, loop):
+    from claudebox import command, net
+    from claudebox.sandbox import inet
+
+    network = plan["network"]
+    sidecars = net.sidecar_programs(plan["project"]["root"], network["sidecars"])
+    allowed = [inet.parse_allow(exception) for exception in network.get("allow", ())]
+    return inet.start(
+        become_bwrap, loop, sidecars=sidecars, allow=allowed, on_offline=command.complain
+    )
+
+
+class _NoLoop:
+    """Stands for the event loop where there is nothing to attend to but the payload's end."""
+
+    @staticmethod
+    def busy() -> bool:
+        return False
+
+
+def _event_loop(plan: dict, mirror):
+    if mirror is None and plan["network"]["tier"] != "inet":
+        return _NoLoop()
+    from claudebox.sandbox import events
+
+    return events.Loop()
 
 
 def _terminal_modes():
@@ -355,6 +448,19 @@ def _report(changed: list[str], root: str) -> None:
             names += f" and {len(changed) - _REPORTED} more"
         command.complain(
             f"changed in this session, and can run code outside: {names}: read them before you go on"
+        )
+
+
+def _report_repositories(before: set, root: str) -> None:
+    """Name the git repositories that were made in the session: what they configure, git obeys."""
+    made = sorted(set(project.walk(root, afresh=True)["repositories"]) - before)
+    if made:
+        from claudebox import command
+
+        names = ", ".join(path[len(root) + 1 :] for path in made[:_REPORTED])
+        command.complain(
+            f"git repositories were made in this session: {names}: git obeys their configuration and"
+            " hooks, also when it runs in a directory above: look at them, or remove them, first"
         )
 
 

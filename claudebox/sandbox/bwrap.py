@@ -29,8 +29,21 @@ class Data:
         return isinstance(other, Data) and self.content == other.content
 
 
+class Source:
+    """A directory or file to mount; stands in the arguments for the number of its descriptor."""
+
+    __slots__ = ("path", "target")
+
+    def __init__(self, path: str, target: str):
+        self.path = path
+        self.target = target
+
+    def __eq__(self, other):
+        return isinstance(other, Source) and (self.path, self.target) == (other.path, other.target)
+
+
 def arguments(plan: dict) -> list:
-    """Return bwrap's arguments for `plan`: strings, and Data where a descriptor's number belongs."""
+    """Return bwrap's arguments for `plan`: strings, and Data or Source for a descriptor's number."""
     result = [*NAMESPACES, "--die-with-parent", "--hostname", "claudebox"]
     # bwrap drops the bounding set with ALL; without it uid 0 would keep every capability.
     result += ["--cap-drop", "ALL"]
@@ -49,8 +62,10 @@ def arguments(plan: dict) -> list:
 
 def _mount(mount: dict, plan: dict) -> list:
     kind, target = mount["kind"], mount["target"]
-    if kind in ("bind", "ro-bind", "symlink"):
-        return ["--" + kind, mount["source"], target]
+    if kind in ("bind", "ro-bind"):
+        return [f"--{kind}-fd", Source(mount["source"], target), target]
+    if kind == "symlink":
+        return ["--symlink", mount["source"], target]
     if kind == "tmpfs":
         size = ["--size", str(mount["size"])] if "size" in mount else []
         return [*size, "--perms", _tmpfs_mode(target), "--tmpfs", target]
@@ -71,14 +86,25 @@ def _tmpfs_mode(target: str) -> str:
     return "1777" if target in ("/tmp", "/var/tmp") else "0755"
 
 
-def descriptors(arguments: list) -> list[Data]:
-    """Return the Data among `arguments`, in order."""
-    return [argument for argument in arguments if isinstance(argument, Data)]
+def by_path(arguments: list) -> list:
+    """Return `arguments` with sources named by path: for people, and for a bwrap without --bind-fd."""
+    result = []
+    for argument in arguments:
+        if isinstance(argument, Source):
+            result[-1] = result[-1].removesuffix("-fd")
+            argument = argument.path
+        result.append(argument)
+    return result
+
+
+def descriptors(arguments: list) -> list:
+    """Return the Data and Sources among `arguments`, in order."""
+    return [argument for argument in arguments if isinstance(argument, Data | Source)]
 
 
 def numbered(arguments: list, numbers: list[int]) -> list[str]:
-    """Return `arguments` with each Data replaced by its descriptor number from `numbers`."""
+    """Return `arguments` with each Data and Source replaced by its number from `numbers`."""
     remaining = iter(numbers)
     return [
-        str(next(remaining)) if isinstance(argument, Data) else argument for argument in arguments
+        argument if isinstance(argument, str) else str(next(remaining)) for argument in arguments
     ]

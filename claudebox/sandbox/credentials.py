@@ -17,6 +17,9 @@ _SIZE_LIMIT = 1 << 20
 # inotify(7): the file was closed after writing; its metadata changed, which a rename over it does.
 _IN_CLOSE_WRITE, _IN_ATTRIB = 0x8, 0x4
 _EVENTS = _IN_CLOSE_WRITE | _IN_ATTRIB
+# A file came into the directory.
+_IN_CREATE, _IN_MOVED_TO = 0x100, 0x80
+_TEMPORARY = ".credentials.json.claudebox."
 
 
 def expiry(content: bytes) -> int | None:
@@ -36,6 +39,16 @@ def expiry(content: bytes) -> int | None:
     if not usable or type(expires) not in (int, float) or not 0 < expires < 2**63:
         return None
     return int(expires)
+
+
+def _is_whole(content: bytes) -> bool:
+    import json
+
+    try:
+        json.loads(content)
+        return True
+    except (ValueError, RecursionError):
+        return False
 
 
 class Mirror:
@@ -59,6 +72,7 @@ class Mirror:
         if not stat.S_ISREG(os.fstat(self._mounted).st_mode):
             os.close(self._mounted)
             raise Failure(f"{path} is not a plain file", "replace it with one")
+        self._awaiting = None
         # The last login that the sandbox is known to have had.
         self._good = None
         self.descriptor = libc.call("inotify_init1", os.O_CLOEXEC | os.O_NONBLOCK)
@@ -68,12 +82,28 @@ class Mirror:
         """Return the status of the inode that the sandbox has to have."""
         return os.fstat(self._mounted)
 
-    def _watch(self, path: str) -> None:
+    def _watch(self, path: str, events: int = _EVENTS) -> int | None:
         try:
-            self._libc.call("inotify_add_watch", self.descriptor, os.fsencode(path), _EVENTS)
+            return self._libc.call("inotify_add_watch", self.descriptor, os.fsencode(path), events)
         except OSError:
-            # The host's file can vanish at any moment; its next one is seen by the next comparison.
-            pass
+            # The host's file can vanish at any moment.
+            return None
+
+    def _await_host(self) -> None:
+        """Watch the directory of the host's file until there is one again.
+
+        Not before: Claude Code outside writes much else there, and each would be a wake-up.
+        """
+        if self._awaiting is None:
+            directory = os.path.dirname(self._path)
+            self._awaiting = self._watch(directory, _IN_CREATE | _IN_MOVED_TO)
+            if os.path.lexists(self._path):
+                self.compare()
+
+    def _stop_awaiting_host(self) -> None:
+        if self._awaiting is not None:
+            self._libc.call("inotify_rm_watch", self.descriptor, self._awaiting)
+            self._awaiting = None
 
     def changed(self, _events=None) -> None:
         """Take in what inotify has to say, then compare."""
@@ -84,15 +114,23 @@ class Mirror:
             pass
         self.compare()
 
-    def compare(self) -> None:
+    def compare(self, ended: bool = False) -> None:
         """Give the newer login to the side that does not have it.
+
+        While the session has not `ended`, a file inside that is not whole JSON is being written.
 
         A login that the sandbox has lost is given back to the host only, and not to the sandbox
         again before the host has another one. A file that the host has removed stays removed.
         """
         inside = self._read_mounted()
+        # Watched before it is read, so that no change falls between.
+        self._watch(self._path)
         status, outside = self._read_host()
         if status is None:
+            self._await_host()
+            return
+        self._stop_awaiting_host()
+        if not ended and not _is_whole(inside):
             return
         inside_expires = expiry(inside)
         if os.path.samestat(status, os.fstat(self._mounted)):
@@ -101,7 +139,6 @@ class Mirror:
             elif self._good is not None:
                 self._replace_host(self._good)
             return
-        self._watch(self._path)
         outside_expires = expiry(outside)
         if outside_expires is not None and outside_expires > (inside_expires or 0):
             if inside_expires is not None or outside != self._good:
@@ -137,7 +174,9 @@ class Mirror:
         except OSError:
             return
         try:
-            state.replace_file(directory, name, os.fsdecode(content))
+            self._forget_killed(directory)
+            temporary = f"{_TEMPORARY}{os.getpid()}"
+            state.replace_file(directory, name, os.fsdecode(content), temporary)
         except OSError as error:
             from claudebox import command
 
@@ -148,8 +187,19 @@ class Mirror:
             os.close(directory)
         self._watch(self._path)
 
+    @staticmethod
+    def _forget_killed(directory: int) -> None:
+        """Remove what launchers that were killed left in the middle of a replacement."""
+        for name in os.listdir(directory):
+            pid = name.removeprefix(_TEMPORARY)
+            if pid != name and pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
+                try:
+                    os.unlink(name, dir_fd=directory)
+                except OSError:
+                    continue
+
     def close(self) -> None:
         """Compare once more and release what is held."""
-        self.compare()
+        self.compare(ended=True)
         os.close(self._mounted)
         os.close(self.descriptor)

@@ -53,6 +53,10 @@ class Loop:
         if self._watched.pop(descriptor, None):
             self._epoll.unregister(descriptor)
 
+    def busy(self) -> bool:
+        """Say whether there is anything to wait for."""
+        return bool(self._watched or self._deadlines)
+
     def call_at(self, when: float, callback) -> Deadline:
         """Call `callback()` once, at `when` (seconds of events.now)."""
         deadline = Deadline(when, callback)

@@ -8,7 +8,7 @@ from claudebox import Failure
 # include/uapi/asm-generic/unistd.h; None where an architecture has no such call.
 _ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 
-EPERM, ENOSYS = 1, 38
+EPERM, ENOSYS, EAFNOSUPPORT = 1, 38, 97
 
 # What an agent's work never needs: system call → (x86_64, aarch64, errno). Kernel keyrings are not
 # namespaced, so without the first three the session keyring of the host is readable inside.
@@ -48,6 +48,11 @@ DENIED = {
     "kcmp": (312, 272, EPERM),
 }
 
+# Address families that a socket may have: UNIX, INET, INET6, NETLINK. The others reach drivers that
+# no network namespace or filter holds (AF_VSOCK: the hypervisor), or old kernel code.
+SOCKET = (41, 198)
+ALLOWED_FAMILIES = (1, 2, 10, 16)
+
 # Requests that type into, or draw on, the terminal that the sandbox shares with the host.
 IOCTL = (16, 29)
 DENIED_IOCTLS = {"TIOCSTI": 0x5412, "TIOCLINUX": 0x541C, "TIOCCONS": 0x541D}
@@ -56,7 +61,7 @@ _LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 # struct seccomp_data: nr, arch, instruction pointer, six 64-bit arguments. Both architectures are
 # little-endian: the low word of the second argument is at 24.
-_NUMBER, _ARCHITECTURE, _SECOND_ARGUMENT = 0, 4, 24
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _SECOND_ARGUMENT = 0, 4, 16, 24
 _X32_BIT = 0x40000000
 
 
@@ -86,6 +91,11 @@ def program(machine: str | None = None) -> bytes:
     for *numbers, errno in DENIED.values():
         if numbers[column] is not None:
             instructions += [(_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, _ERRNO | errno)]
+    count = len(ALLOWED_FAMILIES)
+    instructions += [(_EQUAL, 0, count + 3, SOCKET[column]), (_LOAD, 0, 0, _FIRST_ARGUMENT)]
+    for index, family in enumerate(ALLOWED_FAMILIES):
+        instructions.append((_EQUAL, count - index, 0, family))
+    instructions += [(_RETURN, 0, 0, _ERRNO | EAFNOSUPPORT), (_RETURN, 0, 0, _ALLOW)]
     instructions += [(_EQUAL, 1, 0, IOCTL[column]), (_RETURN, 0, 0, _ALLOW)]
     instructions.append((_LOAD, 0, 0, _SECOND_ARGUMENT))
     for request in DENIED_IOCTLS.values():

@@ -4,6 +4,7 @@ A stand-in is an empty directory or a file with harmless content, on the host, f
 session. Every session holds a shared lock on each; whoever gets the exclusive lock may remove it.
 """
 
+import errno
 import fcntl
 import os
 import stat
@@ -15,12 +16,33 @@ RECORD = "standins.json"
 _PATIENCE = 1
 
 
+# Whatever else keeps a stand-in from being looked at, it is still there.
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+
 def make(plan: dict, instance: int) -> list[int]:
     """Make the stand-ins that `plan` needs and return the descriptors that hold their locks.
 
     They are recorded in the directory `instance` before they are made. Raises Failure where a
     symbolic link stands in the way, or where a file that is to be protected has vanished.
     """
+    from claudebox.sandbox import state
+
+    locks = []
+    try:
+        with state.Preparation(instance):
+            _make_all(plan, instance)
+            for mount in plan["mounts"]:
+                if mount["reason"] == "protected":
+                    locks.append(_hold(mount["target"]))
+    except BaseException:
+        for lock in locks:
+            os.close(lock)
+        raise
+    return locks
+
+
+def _make_all(plan: dict, instance: int) -> None:
     from claudebox.sandbox import state
 
     wanted = []
@@ -39,13 +61,25 @@ def make(plan: dict, instance: int) -> list[int]:
         state.replace_file(instance, RECORD, json.dumps(record, indent=1) + "\n")
     for path, content in wanted:
         _make(path, content)
-    locks = []
-    for mount in plan["mounts"]:
-        if mount["reason"] == "protected":
-            lock = _open(mount["target"])
-            locks.append(lock)
-            _share(lock, mount["target"])
-    return locks
+
+
+def _hold(path: str) -> int:
+    """Return a descriptor that holds the shared lock of what is at `path`.
+
+    A session of an overlapping project can have removed the stand-in before the lock was got.
+    """
+    lock = _open(path)
+    try:
+        _share(lock, path)
+        if os.path.samestat(os.fstat(lock), os.lstat(path)):
+            return lock
+    except FileNotFoundError:
+        pass
+    except BaseException:
+        os.close(lock)
+        raise
+    os.close(lock)
+    raise Failure(f"{path} vanished while the session was prepared", "start it again")
 
 
 def _share(lock: int, path: str) -> None:
@@ -67,6 +101,13 @@ def _share(lock: int, path: str) -> None:
 
 def remove(instance: int) -> list[str]:
     """Remove the recorded stand-ins that no session uses; return the paths of those that remain."""
+    from claudebox.sandbox import state
+
+    with state.Preparation(instance):
+        return _remove_all(instance)
+
+
+def _remove_all(instance: int) -> list[str]:
     import json
 
     from claudebox.sandbox import state
@@ -176,15 +217,15 @@ def _remove(path: str, content: str | None) -> bool:
     directory, name = path.rsplit("/", 1)
     try:
         parent = _directory(directory)
-    except OSError:
-        return True
+    except OSError as error:
+        return error.errno in _GONE
     try:
         try:
             descriptor = os.open(
                 name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent
             )
-        except OSError:
-            return True
+        except OSError as error:
+            return error.errno in _GONE
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -199,7 +240,8 @@ def _remove(path: str, content: str | None) -> bool:
                     pass
             elif content is not None and stat.S_ISREG(mode):
                 expected = content.encode("utf-8", "surrogateescape")
-                if os.read(descriptor, len(expected) + 1) == expected:
+                # Nothing is what a kill or a full disk left of it.
+                if os.read(descriptor, len(expected) + 1) in (b"", expected):
                     os.unlink(name, dir_fd=parent)
         finally:
             os.close(descriptor)

@@ -14,7 +14,7 @@ METADATA = "instance.json"
 LOCK = "lock"
 _PREPARATION_LOCK = "preparation.lock"
 _TEMPORARY = ".claudebox-temporary"
-_SIZE_LIMIT = 64 * 1024 * 1024
+_SIZE_LIMIT = 8 * 1024 * 1024
 _IMPORT_LINE = "@SANDBOX.md"
 
 
@@ -32,6 +32,25 @@ class Instance:
             os.close(descriptor)
 
 
+class Preparation:
+    """The exclusive lock under which claudebox's own files of an instance are changed."""
+
+    def __init__(self, directory: int):
+        self._directory = directory
+
+    def __enter__(self):
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._lock = os.open(_PREPARATION_LOCK, flags, 0o600, dir_fd=self._directory)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def __exit__(self, *_):
+        os.close(self._lock)
+
+
 def prepare(plan: dict, environ=os.environ) -> Instance:
     """Make or refresh the state that `plan` needs and return its instance, locked as in use.
 
@@ -44,18 +63,9 @@ def prepare(plan: dict, environ=os.environ) -> Instance:
     _prepare_credentials(state, os.path.isfile(policy.host_credentials(home)))
     opened = _open(plan["instance"]["path"])
     try:
-        preparation = os.open(
-            _PREPARATION_LOCK,
-            os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC,
-            0o600,
-            dir_fd=opened.directory,
-        )
-        try:
-            fcntl.flock(preparation, fcntl.LOCK_EX)
+        with Preparation(opened.directory):
             _refresh_metadata(opened.directory, plan["instance"])
             _seed_claude(opened.directory, plan, environ)
-        finally:
-            os.close(preparation)
     except BaseException:
         opened.close()
         raise
@@ -133,7 +143,12 @@ def _prepare_credentials(state: str, host_has_credentials: bool) -> None:
                     "remove it: something inside a sandbox put it there",
                 )
         elif host_has_credentials:
-            replace_file(directory, name, "")
+            # Not by rename: that would unmount the file in a sandbox that has it mounted already.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            try:
+                os.close(os.open(name, flags, 0o600, dir_fd=directory))
+            except FileExistsError:
+                pass
     finally:
         os.close(directory)
 
@@ -211,6 +226,10 @@ def _with_answers(claude: int, plan: dict, environ) -> str | None:
     import json
 
     text = read_file(claude, ".claude.json")
+    if text is None and _is_plain_file(claude, ".claude.json"):
+        raise Failure(
+            f"{plan['instance']['path']}/claude/.claude.json cannot be read", "mend its permissions"
+        )
     configuration = {}
     if text is not None and text.strip():
         try:
@@ -219,7 +238,7 @@ def _with_answers(claude: int, plan: dict, environ) -> str | None:
             configuration = None
     if not isinstance(configuration, dict):
         # Not readable for Claude either; it keeps what it cannot read under another name, too.
-        os.rename(".claude.json", ".claude.json.corrupted", src_dir_fd=claude, dst_dir_fd=claude)
+        os.rename(".claude.json", _free_name(claude), src_dir_fd=claude, dst_dir_fd=claude)
         configuration = {}
     changed = _set(configuration, "hasCompletedOnboarding", True)
     projects = _object(configuration, "projects")
@@ -234,6 +253,12 @@ def _with_answers(claude: int, plan: dict, environ) -> str | None:
             approved.append(key[-20:])
             changed = True
     return json.dumps(configuration, indent=2) + "\n" if changed else None
+
+
+def _free_name(claude: int) -> str:
+    """Return a name for a configuration that cannot be read; the tenth takes the ninth's place."""
+    names = [".claude.json.corrupted", *(f".claude.json.corrupted.{n}" for n in range(2, 10))]
+    return next((name for name in names if not _exists(claude, name)), names[-1])
 
 
 # Claude Code locks the file with a directory (the npm package proper-lockfile), whose holder
@@ -292,10 +317,17 @@ def _exists(directory: int, name: str) -> bool:
         return False
 
 
+def _is_plain_file(directory: int, name: str) -> bool:
+    try:
+        return stat.S_ISREG(os.lstat(name, dir_fd=directory).st_mode)
+    except OSError:
+        return False
+
+
 def read_file(directory: int, name: str) -> str | None:
     """Return the text of the regular file `name` in `directory`, or None if it is no such thing.
 
-    Raises Failure for a file of more than 64 MiB.
+    Raises Failure for a file of more than 8 MiB.
     """
     try:
         descriptor = os.open(
@@ -311,19 +343,20 @@ def read_file(directory: int, name: str) -> str | None:
     finally:
         os.close(descriptor)
     if len(content) > _SIZE_LIMIT:
-        raise Failure(f"{name} of the instance is larger than 64 MiB", "move it away")
+        raise Failure(f"{name} of the instance is larger than 8 MiB", "move it away")
     return content.decode("utf-8", "surrogateescape")
 
 
-def replace_file(directory: int, name: str, text: str) -> None:
+def replace_file(directory: int, name: str, text: str, temporary: str = _TEMPORARY) -> None:
     """Write `text` to the file `name` in `directory` in one step, with mode 0600.
 
     The new file takes the name with rename(2): a reader sees the old or the new one, and a
-    symbolic link with that name is replaced, not followed.
+    symbolic link with that name is replaced, not followed. `temporary` is the name until then, of
+    its own where no lock keeps others away.
     """
-    _discard(_TEMPORARY, directory)
+    _discard(temporary, directory)
     descriptor = os.open(
-        _TEMPORARY,
+        temporary,
         os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
         0o600,
         dir_fd=directory,
@@ -331,13 +364,13 @@ def replace_file(directory: int, name: str, text: str) -> None:
     try:
         with open(descriptor, "wb") as file:
             file.write(text.encode("utf-8", "surrogateescape"))
-        os.rename(_TEMPORARY, name, src_dir_fd=directory, dst_dir_fd=directory)
+        os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
     except IsADirectoryError:
-        _discard(_TEMPORARY, directory)
+        _discard(temporary, directory)
         raise Failure(f"{name} is a directory, not a file", "move it away") from None
     except BaseException:
         # A signal can end this after the rename, too.
-        _discard(_TEMPORARY, directory)
+        _discard(temporary, directory)
         raise
 
 

@@ -20,8 +20,8 @@ def fingerprint(project: dict) -> dict[str, tuple]:
     return seen
 
 
-def _add(path: str, seen: dict) -> None:
-    remaining = [path]
+def _add(place: str, seen: dict) -> None:
+    remaining = [place]
     limit = len(seen) + _ENTRY_LIMIT
     while remaining and len(seen) < limit:
         path = remaining.pop()
@@ -33,6 +33,11 @@ def _add(path: str, seen: dict) -> None:
                 seen[path] = (status.st_ino, status.st_size, status.st_ctime_ns)
         except OSError:
             continue
+    if remaining:
+        # Too much to compare: never the same, so always told.
+        from time import monotonic_ns
+
+        seen[place] = (monotonic_ns(),)
 
 
 def changes(before: dict, after: dict) -> list[str]:

@@ -273,3 +273,83 @@ def test_a_changed_file_that_can_run_code_outside_is_reported(world):
     result = world.inside("echo evil >> .envrc; mkdir .vscode; echo {} > .vscode/tasks.json")
     assert "can run code outside: .envrc, .vscode/tasks.json" in result.stderr
     assert "can run code outside" not in world.inside("true").stderr
+
+
+def test_git_does_not_take_the_project_itself_for_a_repository(repository):
+    """With .git made invalid, git falls back to a bare repository in the directory itself."""
+    mark = repository.home / "ran"
+    result = repository.inside(
+        "ln -s .git/objects objects; ln -s .git/refs refs; mkdir refs; cp .git/index index;"
+        " mv .git/HEAD HEAD; printf '[core]\\n\\trepositoryformatversion = 0\\n\\tbare = false\\n"
+        f'\\tworktree = {repository.project}\\n\\tfsmonitor = "touch {mark};false"\\n\' > config'
+    )
+    assert result.returncode == 0
+    subprocess.run(
+        ["git", "status"], cwd=repository.project, env=repository.environment, capture_output=True
+    )
+    # While the session runs nothing happens either: the stand-in is on the host then.
+    assert not mark.exists()
+
+
+def test_a_repository_made_inside_is_reported(repository):
+    result = repository.inside("git init -q new/deeper; mkdir -p b; git init -q --bare b/are")
+    assert "git repositories were made in this session: b/are, new/deeper" in result.stderr
+
+
+@pytest.mark.parametrize("key", ["include.path", "core.hooksPath", "core.attributesFile"])
+def test_what_the_configuration_of_a_repository_names_is_read_only(repository, key):
+    place = repository.project / "tools"
+    place.mkdir()
+    (place / "named").mkdir() if key == "core.hooksPath" else (place / "named").write_text("")
+    value = "../tools/named" if key == "include.path" else "tools/named"
+    repository.git("config", key, value)
+    inside = "echo x > tools/named; echo x > tools/named/pre-commit; mv tools t; rm -rf tools/named"
+    assert repository.inside(inside).returncode != 0
+    assert (place / "named").exists()
+    assert list(place.rglob("*")) == [place / "named"]
+    assert (place / "named").is_dir() or (place / "named").read_text() == ""
+
+
+def test_a_mount_source_that_becomes_a_link_stops_the_launch(repository):
+    """A session swaps a directory for a link to a secret, again and again, while another starts."""
+    (repository.home / ".ssh").mkdir()
+    (repository.home / ".ssh/id_rsa").write_text(CANARY)
+    swap = (
+        "import ctypes, os, time\n"
+        "libc = ctypes.CDLL(None)\n"
+        "os.symlink('../../../.ssh', 'sub/.git/lnk')\n"
+        "print('up', flush=True)\n"
+        "end = time.monotonic() + 6\n"
+        "while time.monotonic() < end:\n"
+        "    libc.syscall(316, -100, b'sub/.git/info', -100, b'sub/.git/lnk', 2)\n"
+        "    time.sleep(0.003)\n"
+    )
+    (repository.project / "swap.py").write_text(swap)
+    script = "git init -q sub; python3 swap.py"
+    first = repository.start("claudebox", "-y", "--shell", "--", "-c", script)
+    assert first.stdout.readline() == "up\n"
+    outcomes = set()
+    while first.poll() is None:
+        result = repository.inside(
+            "cat sub/.git/*/id_rsa ~/.ssh/id_rsa; touch sub/.git/info/x; true"
+        )
+        outcomes.add(result.returncode)
+        assert CANARY not in result.stdout
+    first.communicate()
+    assert os.listdir(repository.home / ".ssh") == ["id_rsa"]
+
+
+def test_a_checkout_of_claudebox_itself_is_read_only_in_a_session(world):
+    import shutil
+
+    root = os.path.dirname(world.environment["PATH"].split(":")[0])
+    for name in ("bin", "claudebox"):
+        shutil.copytree(f"{root}/{name}", world.project / name, symlinks=True)
+    result = world.run(
+        str(world.project / "bin/claudebox"),
+        *("-y", "--shell", "--", "-c"),
+        "echo x >> bin/claudebox; echo x > bin/python3; echo x >> claudebox/main.py; mv bin b",
+    )
+    assert result.returncode != 0
+    assert not (world.project / "bin/python3").exists()
+    assert (world.project / "bin/claudebox").read_text().endswith("sys.exit(entry(sys.argv))\n")

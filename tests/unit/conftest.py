@@ -151,7 +151,7 @@ def _sample(home, project):
         "user": {"name": "unit", "uid": os.getuid(), "gid": os.getgid(), "home": str(home)},
         "profile": None,
         "network": {"tier": "full", "source": "default"},
-        "bwrap": {"path": "/usr/bin/bwrap", "disable_userns": True},
+        "bwrap": {"path": "/usr/bin/bwrap", "disable_userns": True, "bind_fd": True},
         "env": [
             {"name": "TERM", "source": "host"},
             {"name": "ANTHROPIC_API_KEY", "source": "host", "secret": True},

@@ -93,7 +93,6 @@ def test_the_example_of_every_mount_kind_is_in_these_tests(sample):
         (["project", "git", "hooks"], ".project.git.hooks"),
         (["instance", "lock"], ".instance.lock"),
         (["user", "shell"], ".user.shell"),
-        (["network", "allow"], ".network.allow"),
         (["bwrap", "argv"], ".bwrap.argv"),
         (["env", 0, "value"], ".env[0].value"),
         (["env", 3, "secret"], ".env[3].secret"),

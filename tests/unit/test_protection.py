@@ -41,7 +41,11 @@ CLAUDE_FILES = {
 
 
 def test_an_empty_project_gets_stand_ins_for_everything(protect, project):
-    assert kinds(protect(), project) == {**CLAUDE_FILES, ".git": "empty-dir"}
+    assert kinds(protect(), project) == {
+        **CLAUDE_FILES,
+        ".git": "empty-dir",
+        "refs": "file",
+    }
 
 
 def test_every_mount_has_the_reason_protected(protect, project, repository):
@@ -135,7 +139,10 @@ def test_a_repository_has_its_git_directory_anchored_and_its_code_paths_read_onl
         ".git/config": "ro-bind",
         ".git/config.worktree": "file",
         ".git/commondir": "file",
+        ".git/branches": "empty-dir",
+        ".git/remotes": "empty-dir",
         ".git/info/attributes": "file",
+        "refs": "file",
     }
 
 

@@ -65,6 +65,7 @@ STANDINS = {
     ".claude/settings.local.json": "{}\n",
     ".mcp.json": '{"mcpServers": {}}\n',
     ".git": None,
+    "refs": "",
 }
 
 

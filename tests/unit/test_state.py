@@ -503,7 +503,7 @@ def test_a_link_in_the_place_of_claudes_directory_is_refused(sample, place, tmp_
 def test_a_planted_file_without_end_is_refused_by_its_name(sample, claude):
     with open(f"{claude}/.claude.json", "wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(Failure, match=r"\.claude\.json .* is larger than 64 MiB"):
+    with pytest.raises(Failure, match=r"\.claude\.json .* is larger than 8 MiB"):
         prepare(sample)
 
 

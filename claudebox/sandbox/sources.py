@@ -1,0 +1,71 @@
+"""Opens what is mounted without following a link, and looks whether that is what is there inside.
+
+Another session may change the project while this one starts: between a check and bwrap's mount a
+directory can become a symbolic link, and bwrap before 0.12 follows links in mount points, too
+(CVE-2026-87766).
+"""
+
+import os
+
+from claudebox import Failure, mounts
+
+
+def open_path(path: str) -> int:
+    """Return an O_PATH descriptor of `path`, no component of which is a symbolic link.
+
+    Raises Failure if one is, or if there is nothing.
+    """
+    current = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    for name in path.split("/")[1:]:
+        if not name:
+            continue
+        try:
+            following = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current)
+        except OSError as error:
+            raise Failure(f"{path} cannot be mounted: {error.strerror}", "start it again") from None
+        finally:
+            os.close(current)
+        current = following
+    # O_PATH with O_NOFOLLOW opens a link itself.
+    if os.fstat(current).st_mode & 0o170000 == 0o120000:
+        os.close(current)
+        raise Failure(f"{path} became a symbolic link", "end what changes it, then start again")
+    return current
+
+
+def refuse_other_mounts(plan: dict, process: int, expected: dict[str, os.stat_result]) -> None:
+    """Raise Failure unless `process`, which is inside, sees exactly the mounts of `plan`.
+
+    `expected` has for each bind mount's target the status of its source. A mount point of the plan
+    that is not in the table, or one too many, is what a followed link leaves.
+    """
+    with open(f"/proc/{process}/mountinfo", "rb") as table:
+        inside = {mounts.plain(os.fsdecode(line).split(" ")[4]) for line in table}
+    wanted = {mount["target"] for mount in plan["mounts"] if mount["kind"] != "symlink"}
+    missing = wanted - inside
+    if missing:
+        raise _changed(f"{min(missing)} is not mounted")
+    sources = [(m["source"], m["target"]) for m in plan["mounts"] if m["kind"].endswith("bind")]
+    along = {
+        target + point[len(source) :]
+        for point, _ in mounts.table()
+        for source, target in sources
+        if point.startswith(source + "/")
+    }
+    for point in inside - wanted - along:
+        if point != "/" and not point.startswith(("/proc/", "/dev/")):
+            raise _changed(f"{point} is mounted, which the plan does not say")
+    for target, status in expected.items():
+        try:
+            found = os.stat(f"/proc/{process}/root{target}", follow_symlinks=False)
+        except OSError as error:
+            raise _changed(f"{target} cannot be looked at: {error.strerror}") from None
+        if not os.path.samestat(found, status):
+            raise _changed(f"{target} is not what was to be mounted there")
+
+
+def _changed(what: str) -> Failure:
+    return Failure(
+        f"the sandbox is not what the plan says: {what}",
+        "something changes these files: end it, then start again",
+    )

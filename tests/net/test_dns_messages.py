@@ -1,0 +1,97 @@
+"""Which messages the DNS relay takes for queries and answers, and where it would send them."""
+
+import random
+import struct
+
+import pytest
+from inside import dns_query
+
+from claudebox.sandbox import dns_relay
+
+
+def test_an_ordinary_query_is_forwarded():
+    assert dns_relay.is_query(dns_query("www.example.org", 1))
+    assert dns_relay.is_query(dns_query("", 2))
+    with_options = bytearray(dns_query("www.example.org", 1) + b"\0\0\x29\x10\0\0\0\0\0\0\0")
+    with_options[11] = 1
+    assert dns_relay.is_query(bytes(with_options))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        dns_query("a.test")[:12],
+        dns_query("a.test")[:-1],
+        dns_query("a.test")[:2] + b"\x81\0" + dns_query("a.test")[4:],
+        dns_query("a.test")[:2] + b"\x29\0" + dns_query("a.test")[4:],
+        dns_query("a.test")[:4] + b"\0\2" + dns_query("a.test")[6:],
+        dns_query("a.test")[:4] + b"\0\0" + dns_query("a.test")[6:],
+        dns_query("a.test")[:12] + b"\xc0\x0c\0\1\0\1",
+        dns_query("a.test")[:12] + b"\x3f" * 300,
+        dns_query(".".join(["a" * 63] * 5)),
+        dns_query("a.test", 252),
+        dns_query("a.test", 251),
+        dns_query("a.test") + bytes(5000),
+    ],
+    ids=["empty", "header", "cut", "answer", "update", "two", "none", "pointer", "endless", "long",
+         "axfr", "ixfr", "large"],
+)  # fmt: skip
+def test_anything_else_is_not(message):
+    assert not dns_relay.is_query(message)
+
+
+def test_noise_is_judged_without_error():
+    chance = random.Random(2)
+    for _ in range(5000):
+        noise = bytearray(chance.randbytes(chance.randrange(80)))
+        if len(noise) > 6:
+            noise[4:6] = b"\0\1"
+        assert dns_relay.is_query(bytes(noise)) in (True, False)
+        assert dns_relay.is_answer(dns_query("a.test"), bytes(noise)) in (True, False)
+
+
+def test_an_answer_has_the_id_and_the_question_of_its_query():
+    query = dns_query("www.Example.org", 1)
+    answer = query[:2] + b"\x81\x80" + query[4:]
+    assert dns_relay.is_answer(query, answer)
+    assert dns_relay.is_answer(query, answer.replace(b"Example", b"eXAMPLE"))
+    assert dns_relay.is_answer(query, struct.pack(">HHHHHH", 0x1234, 0x8181, 0, 0, 0, 0))
+    assert not dns_relay.is_answer(query, b"\xff" + answer[1:])
+    assert not dns_relay.is_answer(query, query)
+    assert not dns_relay.is_answer(
+        query, answer.replace(b"Example", b"example2"[:7]).replace(b"org", b"com")
+    )
+    assert not dns_relay.is_answer(query, b"")
+
+
+@pytest.mark.parametrize(
+    ("text", "addresses"),
+    [
+        ("nameserver 192.0.2.1\n", ["192.0.2.1"]),
+        (
+            "# nameserver 192.0.2.9\nsearch x\n nameserver\t192.0.2.1 # c\nnameserver ::1",
+            ["192.0.2.1", "::1"],
+        ),
+        ("nameserver a.b.c\nnameserver dns.example\n", ["127.0.0.1"]),
+        ("", ["127.0.0.1"]),
+        ("\xff\x00 nameserver\n", ["127.0.0.1"]),
+        (
+            "".join(f"nameserver 192.0.2.{n}\n" for n in range(9)),
+            ["192.0.2.0", "192.0.2.1", "192.0.2.2"],
+        ),
+        ("nameserver fe80::1%lo\n", ["fe80::1%lo"]),
+    ],
+)
+def test_the_resolvers_are_those_of_resolv_conf(tmp_path, text, addresses):
+    path = tmp_path / "resolv.conf"
+    path.write_text(text, encoding="latin-1")
+    found = dns_relay.resolvers(str(path))
+    assert [address[1] for _, address in found] == [53] * len(addresses)
+    assert [address[0] for _, address in found] == [each.partition("%")[0] for each in addresses]
+    if "%" in addresses[0]:
+        assert found[0][1][3] == 1
+
+
+def test_without_a_resolv_conf_it_is_the_local_one():
+    assert [address[0] for _, address in dns_relay.resolvers("/nonexistent")] == ["127.0.0.1"]
