@@ -29,11 +29,10 @@ def refuse_unsafe(plan: dict, protections_are_fresh: bool = False) -> None:
     home = plan["user"]["home"]
     _refuse_other_user(plan)
     _refuse_variables(plan)
-    policy.refuse_secret_project(plan["project"]["root"], home)
+    secrets = policy.refuse_secret_project(plan["project"]["root"], home)
     if not policy.is_within(plan["project"]["cwd"], plan["project"]["root"]):
         raise Refused("the working directory is not in the project")
     _refuse_other_host(plan)
-    secrets = policy.secret_paths(home)
     allowed = _exceptions(plan)
     for mount in plan["mounts"]:
         if mount["kind"] in ("bind", "ro-bind"):

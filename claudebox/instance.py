@@ -42,10 +42,10 @@ def resolve(directory: str = ".", repo=False, shell=False, arguments=()) -> dict
         root = git.toplevel(cwd)
         if root is None:
             raise Failure(f"{cwd} is not in a git repository", "leave --repo out", status=2)
-    policy.refuse_secret_project(root, home)
+    secrets = policy.refuse_secret_project(root, home)
     identity = host.GitIdentity(root, home)
     notes = []
-    repository = _repository(root, home, notes)
+    repository = _repository(root, home, secrets, notes)
     instance = instance_of(git.main_root(repository, root), home)
     place = {"cwd": cwd, "root": root, "git": repository}
 
@@ -89,7 +89,7 @@ def resolve(directory: str = ".", repo=False, shell=False, arguments=()) -> dict
     }
 
 
-def _repository(root: str, home: str, notes: list[str]) -> dict | None:
+def _repository(root: str, home: str, secrets: dict, notes: list[str]) -> dict | None:
     repository = git.discover(root)
     if repository is None:
         above = git.toplevel(root)
@@ -100,7 +100,7 @@ def _repository(root: str, home: str, notes: list[str]) -> dict | None:
             )
         return None
     common = repository["common_dir"]
-    reason = policy.exposed_secret(common, policy.secret_paths(home), home)
+    reason = policy.exposed_secret(common, secrets, home)
     if reason:
         raise Failure(
             f"the repository's git directory {common} cannot be mounted: {reason}",

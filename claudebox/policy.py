@@ -490,9 +490,13 @@ def exposed_secret(path: str, secrets: dict[str, str], home: str) -> str | None:
     return None
 
 
-def refuse_secret_project(root: str, home: str) -> None:
-    """Raise Failure if a session in the resolved directory `root` would expose a secret."""
-    reason = exposed_secret(root, secret_paths(home), home)
+def refuse_secret_project(root: str, home: str) -> dict[str, str]:
+    """Raise Failure if a session in the resolved directory `root` would expose a secret.
+
+    Returns what `secret_paths` does, which takes some hundred system calls.
+    """
+    secrets = secret_paths(home)
+    reason = exposed_secret(root, secrets, home)
     for name in HOME_MARKS:
         if os.path.isdir(f"{root}/{name}"):
             reason = reason or f"it holds {name}, so it is somebody's home directory"
@@ -500,6 +504,7 @@ def refuse_secret_project(root: str, home: str) -> None:
         raise Failure(
             f"{root} cannot be a project: {reason}", "start claudebox in a directory of its own"
         )
+    return secrets
 
 
 def host_credentials(home: str, environ=os.environ) -> str:

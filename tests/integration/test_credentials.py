@@ -373,6 +373,8 @@ def test_the_host_sees_one_whole_login_or_another_never_a_part(world, host_file)
     put(host_file, padded("first", 8))
     mirror = Mirror(str(host_file))
     mounted = os.open(host_file, os.O_WRONLY)
+    # From here on the host's file is another one than the one that the sandbox writes in place.
+    put(host_file, padded("older", 1))
     reader = threading.Thread(target=read)
     reader.start()
     try:

@@ -353,3 +353,11 @@ def test_a_checkout_of_claudebox_itself_is_read_only_in_a_session(world):
     assert result.returncode != 0
     assert not (world.project / "bin/python3").exists()
     assert (world.project / "bin/claudebox").read_text().endswith("sys.exit(entry(sys.argv))\n")
+
+
+@pytest.mark.parametrize("tier", ["full", "inet"])
+def test_no_signal_is_ignored_or_blocked_inside_that_was_not_outside(world, tier):
+    """Python ignores SIGPIPE and SIGXFSZ, and bwrap is made to ignore those of the terminal."""
+    status = world.inside("exec cat /proc/self/status", "--network", tier).stdout
+    assert "SigIgn:\t0000000000000000\n" in status
+    assert "SigBlk:\t0000000000000000\n" in status
