@@ -5,8 +5,6 @@ import stat
 
 from claudebox import Failure, git, host, instance, net, policy, project, protection
 
-_WRITABLE_KINDS = ("bind", "tmpfs")
-_READ_ONLY_KINDS = ("ro-bind", "file", "empty-dir")
 _OWN_TARGETS = ("/proc", "/dev", "/etc/claude-code", "/run/claudebox")
 _NEEDED_TARGETS = {"/proc": "proc", "/dev": "dev", "/tmp": "tmpfs", "/run": "tmpfs"}
 
@@ -46,6 +44,7 @@ def refuse_unsafe(plan: dict, protections_are_fresh: bool = False) -> None:
         if not any(m["target"] == target and m["kind"] == kind for m in plan["mounts"]):
             raise Refused(f"{target} is not a {kind} mount")
     if not protections_are_fresh:
+        _refuse_other_places(plan)
         _refuse_missing_protection(plan)
 
 
@@ -127,13 +126,15 @@ def _refuse_source(mount: dict, secrets: dict, home: str, allowed: set) -> None:
 
 def _refuse_second_place(mount: dict, plan: dict) -> None:
     """Raise Refused if the project or its git directory would be writable under another name."""
-    if mount["kind"] != "bind" or mount["source"] == mount["target"]:
+    if mount["kind"] != "bind":
         return
     places = [plan["project"]["root"]]
     if plan["project"]["git"] is not None:
         places.append(plan["project"]["git"]["common_dir"])
+    source = mount["source"]
+    if source == mount["target"] and any(policy.is_within(source, place) for place in places):
+        return
     for place in places:
-        source = mount["source"]
         if policy.is_within(source, place) or policy.is_within(place, source):
             raise Refused(f"{source} would be writable at {mount['target']}, past its protection")
 
@@ -170,21 +171,53 @@ def _refuse_links_on_the_way(target: str, root: str) -> None:
 
 
 def _refuse_missing_protection(plan: dict) -> None:
+    """Raise Refused unless the protections are those that this host would make, in their place.
+
+    What has the reason `protected` may be made on the host, so nothing else may have it.
+    """
     place = plan["project"]
     found = project.walk(place["root"])
-    position = {mount["target"]: index for index, mount in enumerate(plan["mounts"])}
-    for needed in protection.mounts(place, found["repositories"]):
-        target = needed["target"]
-        index = position.get(target)
-        given = plan["mounts"][index] if index is not None else None
-        if given is None or (
-            needed["kind"] in _READ_ONLY_KINDS and given["kind"] not in _READ_ONLY_KINDS
-        ):
-            raise Refused(f"{target} is not protected")
-        if given.get("source", target) != target:
-            raise Refused(f"{target} would come from somewhere else")
-        for later in plan["mounts"][index + 1 :]:
-            if policy.is_within(target, later["target"]):
+    needed = protection.mounts(place, found["repositories"])
+    needed += instance.excluded(place, needed)
+    given = [mount for mount in plan["mounts"] if mount["reason"] == "protected"]
+    for mount in given:
+        if mount not in needed:
+            raise Refused(f"{mount['target']} is no protection, or not as it has to be")
+    for mount in needed:
+        if mount not in plan["mounts"]:
+            raise Refused(f"{mount['target']} is not protected")
+        for later in plan["mounts"][plan["mounts"].index(mount) + 1 :]:
+            if policy.is_within(mount["target"], later["target"]):
                 raise Refused(
-                    f"the mount on {later['target']} would hide the protection of {target}"
+                    f"the mount on {later['target']} would hide the protection of {mount['target']}"
                 )
+
+
+def _refuse_other_places(plan: dict) -> None:
+    """Raise Refused unless the project is mounted as itself, and nothing else is made in it."""
+    place = plan["project"]
+    root = place["root"]
+    own = {"kind": "bind", "source": root, "target": root, "reason": "project"}
+    if own not in plan["mounts"]:
+        raise Refused("the project is not mounted as itself")
+    links = [*host.system_mounts()[0], *host.claude(root, plan["user"]["home"])[0]]
+    for mount in plan["mounts"]:
+        target = mount["target"]
+        if mount["kind"] == "symlink" and mount not in links:
+            raise Refused(f"the link {target} is none of the system's")
+        if any(
+            policy.is_within(target, other["target"]) and mount is not other
+            for other in plan["mounts"]
+            if other["kind"] == "symlink"
+        ):
+            raise Refused(f"{target} lies behind a link")
+        if mount["reason"] not in ("protected", "git") and target != root:
+            writable = [m for m in plan["mounts"] if m["kind"] == "bind" and m is not mount]
+            for other in writable:
+                inside = policy.is_within(target, other["target"])
+                if inside and mount.get("source") != _credentials(plan):
+                    raise Refused(f"{target} would be made on the host, in {other['source']}")
+
+
+def _credentials(plan: dict) -> str:
+    return policy.host_credentials(plan["user"]["home"])

@@ -148,7 +148,7 @@ def _core_worktrees(git_dir: str, root: str):
 
 
 def obeyed_files(git_dir: str, worktrees: list[str]) -> list[str]:
-    """Return what the configuration of `git_dir` names for git to obey, resolved: includes, hooks.
+    """Return what the configuration of `git_dir` names for git to obey: includes, hooks, attributes.
 
     A path that is relative to a worktree is resolved in each of `worktrees`. Includes of includes
     are followed. git itself reads the files, one at a time, and is asked only
@@ -164,8 +164,13 @@ def obeyed_files(git_dir: str, worktrees: list[str]) -> list[str]:
     while pending and git is not None:
         file = pending.pop()
         content = read_small_file(file, _CONFIGURATION_LIMIT)
-        if file in seen or content is None or len(seen) > _INCLUDE_LIMIT:
+        if file in seen or content is None:
             continue
+        if len(seen) > _INCLUDE_LIMIT:
+            raise Failure(
+                f"{git_dir}/config includes more than {_INCLUDE_LIMIT} files",
+                "include fewer: each has to be read-only inside",
+            )
         seen.add(file)
         if not any(word in os.fsencode(content).lower() for word in policy.GIT_WORDS_WITH_FILES):
             continue
@@ -182,10 +187,11 @@ def obeyed_files(git_dir: str, worktrees: list[str]) -> list[str]:
             path = os.path.expanduser(path)
             is_include = key.startswith("include")
             for base in [os.path.dirname(file)] if is_include else worktrees:
-                resolved = os.path.realpath(os.path.join(base, path))
-                found.append(resolved)
+                # Not resolved: a link on the way could be replaced by another one.
+                named = os.path.normpath(os.path.join(base, path))
+                found.append(named)
                 if is_include:
-                    pending.append(resolved)
+                    pending.append(named)
     return found
 
 

@@ -56,7 +56,7 @@ def resolve(directory: str = ".", repo=False, shell=False, arguments=()) -> dict
             " nested git repositories beyond them are not protected, secrets not listed"
         )
     protected = protection.mounts(place, found["repositories"])
-    protected.extend(_excluded(place, protected))
+    protected.extend(excluded(place, protected))
 
     system, path, default_shell = host.system_mounts()
     tools, tools_on_path = host.claude(root, home)
@@ -109,7 +109,7 @@ def _repository(root: str, home: str, secrets: dict, notes: list[str]) -> dict |
     return repository
 
 
-def _excluded(place: dict, protected: list[dict]) -> list[dict]:
+def excluded(place: dict, protected: list[dict]) -> list[dict]:
     """Return the mount that keeps the stand-ins for absent files out of `git add`."""
     root = place["root"]
     names = [

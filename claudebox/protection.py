@@ -71,22 +71,33 @@ class _Protection:
         """Keep git from taking `directory` itself for a repository, or from obeying it as one."""
         if all(os.path.isdir(f"{directory}/{n}") for n in policy.BARE_REPOSITORY_DIRECTORIES):
             self.git_directory(directory)
-            self.obeyed(directory, [directory], directory)
+            self.obeyed(directory, [directory], [directory])
             return
         for name in policy.BARE_REPOSITORY_DIRECTORIES:
             path = f"{directory}/{name}"
-            if _is_stand_in(path, self._mode(path), "") or self._mode(path) is None:
+            mode = self._mode(path)
+            # git asks whether it could be searched, access(X_OK), not whether it is a directory.
+            if mode is None or (mode == stat.S_IFREG and not os.lstat(path).st_mode & 0o111):
                 self.protect(directory, name, "")
                 return
-            if self._mode(path) == stat.S_IFREG:
-                # Could be removed inside, to make room for a directory.
-                self.protect(directory, name, "")
-                return
+            if mode not in (stat.S_IFDIR, stat.S_IFREG):
+                raise _not_protectable(path)
+        raise Failure(
+            f"{directory} could become a git repository of its own: neither refs nor objects in it"
+            " can be held shut",
+            "rename the one that is an executable file",
+        )
 
-    def obeyed(self, directory: str, worktrees: list[str], root: str) -> None:
-        """Protect what the configuration of a git directory names below the project."""
+    def obeyed(self, directory: str, worktrees: list[str], places: list[str]) -> None:
+        """Protect what the configuration of a git directory names below one of `places`."""
         for path in git.obeyed_files(directory, worktrees):
-            if path != root and policy.is_within(path, root) and path not in self._protected:
+            writable = any(path != place and policy.is_within(path, place) for place in places)
+            if writable and os.path.realpath(path) != path:
+                raise Failure(
+                    f"{path}, which git's configuration names, is or lies behind a symbolic link",
+                    "name the file itself in the configuration",
+                )
+            if writable and path not in self._protected:
                 is_hooks = not path.endswith(("config", ".inc")) and not os.path.isfile(path)
                 self.protect(
                     os.path.dirname(path), os.path.basename(path), None if is_hooks else ""
@@ -201,7 +212,7 @@ def _repository(protection: _Protection, common: str, root: str, repositories) -
     protection.git_directory(common)
     # A relative core.hooksPath starts at the top of whichever worktree git runs in.
     worktrees_here = list(dict.fromkeys((root, os.path.dirname(common), *repositories)))
-    protection.obeyed(common, worktrees_here, root)
+    protection.obeyed(common, worktrees_here, [root, common])
     modules, worktrees = _modules(common + "/modules"), _names(common + "/worktrees")
     if len(modules) + len(worktrees) > _REPOSITORY_LIMIT:
         raise Failure(
@@ -210,12 +221,13 @@ def _repository(protection: _Protection, common: str, root: str, repositories) -
         )
     for module in modules:
         protection.git_directory(module)
-        protection.obeyed(module, worktrees_here, root)
+        protection.obeyed(module, worktrees_here, [root, common])
     for name in worktrees:
         directory = f"{common}/worktrees/{name}"
         place = (git.read_small_file(directory + "/gitdir") or "").rstrip("\n")
         if policy.is_within(os.path.realpath(os.path.join(directory, place)), root):
             protection.worktree_directory(directory)
+            protection.obeyed(directory, worktrees_here, [root, common])
         else:
             protection.anchor(common + "/worktrees")
             protection.protect(common + "/worktrees", name, None)
@@ -229,7 +241,7 @@ def _nested(protection: _Protection, directory: str, root: str, repositories) ->
         # A bare one.
         if git.is_git_directory(directory):
             protection.git_directory(directory)
-            protection.obeyed(directory, [directory], root)
+            protection.obeyed(directory, [directory], [root])
         return
     if mode == stat.S_IFDIR:
         protection.anchor(directory)
@@ -239,7 +251,7 @@ def _nested(protection: _Protection, directory: str, root: str, repositories) ->
         elsewhere = git.named_directory(dot_git)
         if elsewhere and policy.is_within(elsewhere, root) and git.is_git_directory(elsewhere):
             protection.git_directory(elsewhere)
-            protection.obeyed(elsewhere, [directory], root)
+            protection.obeyed(elsewhere, [directory], [root])
 
 
 def _names(directory: str) -> list[str]:
