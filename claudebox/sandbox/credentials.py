@@ -177,12 +177,11 @@ class Mirror:
             self._forget_killed(directory)
             temporary = f"{_TEMPORARY}{os.getpid()}"
             state.replace_file(directory, name, os.fsdecode(content), temporary)
-        except OSError as error:
+        except (OSError, Failure) as error:
             from claudebox import command
 
-            command.complain(
-                f"{self._path} could not be renewed: {error.strerror}: log in outside again"
-            )
+            why = error.what if isinstance(error, Failure) else error.strerror
+            command.complain(f"{self._path} could not be renewed: {why}: log in outside again")
         finally:
             os.close(directory)
         self._watch(self._path)

@@ -87,12 +87,17 @@ def test_without_the_filter_everything_nearer_is_reached(world, flavour, each_si
     """The negative control: it is the filter, not the world, that makes the matrix green."""
     world.forget()
     with world.launch(flavour, sidecars=[each_sidecar], broken="filter off") as sandbox:
-        results = sandbox.call("probe", targets(INTERNET, NEARER))
+        found = set()
+        for _ in range(4):
+            # A loaded machine loses some.
+            found |= set(reached(sandbox.call("probe", targets(INTERNET, NEARER))))
+            if all(any(each.startswith(f"{name} tcp") for each in found) for name in NEARER):
+                break
     logged = {entry["token"] for entry in world.log()}
     for name in NEARER:
-        assert any(each.startswith(f"{name} tcp") for each in reached(results)), name
+        assert any(each.startswith(f"{name} tcp") for each in found), name
         assert any(each.startswith(f"{name} ") for each in logged), name
-    assert len(reached(results) & keys(targets(NEARER))) > 0.8 * len(
+    assert len(found & keys(targets(NEARER))) > 0.8 * len(
         [each for each in targets(NEARER) if each[1] != "icmp"]
     )
 

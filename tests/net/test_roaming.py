@@ -18,6 +18,11 @@ def reaches(sandbox, address: str) -> bool:
     return [result for result, _ in results.values()] == ["reached"]
 
 
+def can_reach(sandbox, address: str) -> bool:
+    """Whether one of five attempts arrives: a loaded machine loses some."""
+    return any(reaches(sandbox, address) for _ in range(5))
+
+
 def is_blocked_within_a_second(sandbox, address: str) -> bool:
     end = time.monotonic() + 1
     while reaches(sandbox, address):
@@ -38,7 +43,7 @@ def is_blocked_within_a_second(sandbox, address: str) -> bool:
 )
 def test_what_the_host_gains_is_blocked_within_a_second(world, sandbox, address, gain):
     kind, *rest = gain
-    assert reaches(sandbox, address)
+    assert can_reach(sandbox, address)
     family = "-6" if ":" in address else "-4"
     if kind == "route" and family == "-6":
         rest[0] = "2001:db8:ffff::20/128"
@@ -48,7 +53,7 @@ def test_what_the_host_gains_is_blocked_within_a_second(world, sandbox, address,
     finally:
         world.run("ip", family, kind, "del", *rest)
     assert blocked
-    assert reaches(sandbox, "203.0.114.10")
+    assert can_reach(sandbox, "203.0.114.10")
 
 
 def test_a_connection_that_is_open_already_is_cut_as_well(world, sandbox):
@@ -67,7 +72,7 @@ def test_more_networks_at_once_than_the_socket_holds_are_all_blocked(world, sand
     last = "203.0.114.249"
     routes = [f"5.{n >> 8}.{n & 255}.2/32" for n in range(1500)] + [last]
     commands = [f"route add {each} via 192.168.7.1" for each in routes]
-    assert reaches(sandbox, last)
+    assert can_reach(sandbox, last)
     launcher = sandbox.reports[0]["launcher"]
     os.kill(launcher, signal.SIGSTOP)
     try:
@@ -77,4 +82,4 @@ def test_more_networks_at_once_than_the_socket_holds_are_all_blocked(world, sand
     finally:
         os.kill(launcher, signal.SIGCONT)
         world.batch([each.replace("add", "del") for each in commands])
-    assert reaches(sandbox, "203.0.114.10")
+    assert can_reach(sandbox, "203.0.114.10")
