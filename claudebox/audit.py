@@ -265,10 +265,13 @@ def ask(question: str) -> bool:
     try:
         terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
-        raise Failure(
-            "there is no terminal to ask on, so nothing was done",
-            "add --yes if that is what you want",
-        ) from None
+        # `su -l` and the like leave a terminal that controls nothing.
+        if not os.isatty(0):
+            raise Failure(
+                "there is no terminal to ask on, so nothing was done",
+                "add --yes if that is what you want",
+            ) from None
+        terminal = os.dup(0)
     try:
         import termios
 
