@@ -150,23 +150,25 @@ def launch(plan: dict, protections_are_fresh: bool = False) -> int:
     enforcement.refuse_unsafe(plan, protections_are_fresh)
     _tidy_descriptors()
     restored = [number for number in _NAMES if _signal.getsignal(number) != _signal.SIG_IGN]
-    sandbox = terminal = None
+    sandbox = opened = mirror = None
+    locks = []
     started = False
 
     def arrived(number, _frame):
         if started:
             if not sandbox.ended:
                 sandbox.forward(number)
-        else:
-            raise _Terminated(number)
+            return
+        # One is enough: a second would end the clean-up in its middle.
+        for each in _FORWARDED:
+            _signal.signal(each, _signal.SIG_IGN)
+        raise _Terminated(number)
 
-    for number in _FORWARDED:
-        if number in restored:
-            _signal.signal(number, arrived)
-    opened = state.prepare(plan)
-    locks = []
-    mirror = None
     try:
+        for number in _FORWARDED:
+            if number in restored:
+                _signal.signal(number, arrived)
+        opened = state.prepare(plan)
         mirror = _mirror(plan)
         locks = standins.make(plan, opened.directory)
         place = plan["project"]
@@ -196,8 +198,9 @@ def launch(plan: dict, protections_are_fresh: bool = False) -> int:
             mirror.close()
         for lock in locks:
             os.close(lock)
-        standins.remove(opened.directory)
-        opened.close()
+        if opened is not None:
+            standins.remove(opened.directory)
+            opened.close()
         if sandbox is not None:
             sandbox.leave_network()
 
