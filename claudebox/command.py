@@ -39,13 +39,15 @@ def run(main, arguments: list[str]) -> int:
             status = main(arguments)
         except SystemExit as end:
             # argparse leaves this way after --help and --version.
-            status = end.code
+            status = end.code or 0
         sys.stdout.flush()
         return status
     except Failure as failure:
+        _flush_output()
         complain(str(failure))
         return failure.status
     except KeyboardInterrupt:
+        _flush_output()
         complain("interrupted: nothing was launched")
         return INTERRUPTED
     except BrokenPipeError:
@@ -53,10 +55,11 @@ def run(main, arguments: list[str]) -> int:
         complain("standard output was closed: nothing reads what this command writes")
         return CLOSED_PIPE
     except RecursionError:
+        _flush_output()
         complain("a path or document is nested too deeply: choose a shallower one")
         return 1
     except OSError as error:
-        _forget_output()
+        _flush_output()
         name = error.filename
         place = f"{os.fsdecode(name)}: " if isinstance(name, str | bytes) else ""
         complain(f"{place}{error.strerror or error}: check the file system and its permissions")
@@ -78,6 +81,14 @@ def _open_standard_streams() -> None:
         sys.stderr = open(2, "w", closefd=False)
 
 
+def _flush_output() -> None:
+    """Write what was said before an error; that nobody reads it is not the error to tell."""
+    try:
+        sys.stdout.flush()
+    except (OSError, Failure):
+        _forget_output()
+
+
 def _forget_output() -> None:
     """Send what is still in the buffer nowhere: Python would complain once more at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
@@ -95,40 +106,12 @@ def complain(message: str) -> None:
 
 
 def parser(name: str, description: str):
-    """Return an argument parser whose errors are Failures with status 2."""
-    # argparse looks for translations of its few words, which there are none of, with two modules more.
-    sys.modules.setdefault("gettext", _NoTranslation)
-    import argparse
+    """Return a parser of a command's line; its errors are Failures with status 2."""
+    from claudebox import command_line
 
-    class Formatter(argparse.HelpFormatter):
-        def __init__(self, prog):
-            # Without a width it imports shutil, and lzma with it, for every parser, helpful or not.
-            columns = os.environ.get("COLUMNS", "")
-            width = int(columns) if columns.isdecimal() else 80
-            super().__init__(prog, width=max(width - 2, 30))
-
-    class Parser(argparse.ArgumentParser):
-        def __init__(self, **options):
-            super().__init__(allow_abbrev=False, formatter_class=Formatter, **options)
-
-        def error(self, message):
-            raise Failure(message, f"see `{self.prog} --help`", status=2)
-
-    result = Parser(prog=name, description=description)
+    result = command_line.Parser(name, description)
     result.add_argument("--version", action="version", version=_version())
     return result
-
-
-class _NoTranslation:
-    """Stands for the module gettext."""
-
-    @staticmethod
-    def gettext(message):
-        return message
-
-    @staticmethod
-    def ngettext(one, many, count):
-        return one if count == 1 else many
 
 
 def _version() -> str:

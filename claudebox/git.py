@@ -154,8 +154,6 @@ def obeyed_files(git_dir: str, worktrees: list[str]) -> list[str]:
     are followed. git itself reads the files, one at a time, and is asked only
     if a file has one of the words in it.
     """
-    import subprocess
-
     from claudebox import host, policy
 
     found, pending, seen = [], [f"{git_dir}/config", f"{git_dir}/config.worktree"], set()
@@ -174,6 +172,8 @@ def obeyed_files(git_dir: str, worktrees: list[str]) -> list[str]:
         seen.add(file)
         if not any(word in os.fsencode(content).lower() for word in policy.GIT_WORDS_WITH_FILES):
             continue
+        import subprocess
+
         answer = subprocess.run(
             [*question, file, "-z", "--get-regexp", policy.GIT_SETTINGS_WITH_FILES],
             cwd="/",

@@ -431,12 +431,25 @@ def state_home(home: str, environ=os.environ) -> str:
     return os.path.realpath(chosen)
 
 
-def secret_paths(home: str, environ=os.environ) -> dict[str, str]:
+class _Secrets(dict):
+    """Path → the name that a secret is known by; `above` has the same for all directories above one."""
+
+    def __init__(self):
+        super().__init__()
+        self.above = {}
+
+    def __setitem__(self, path: str, name: str):
+        super().__setitem__(path, name)
+        while (path := path.rpartition("/")[0]) and path not in self.above:
+            self.above[path] = name
+
+
+def secret_paths(home: str, environ=os.environ) -> _Secrets:
     """Return what no mount may touch: resolved absolute path → the name that it is known by.
 
     A secret that is a symbolic link counts twice, where it lies and where it leads.
     """
-    secrets = {}
+    secrets = _Secrets()
     parents = {}
 
     def add(path, name):
@@ -476,21 +489,21 @@ def secret_paths(home: str, environ=os.environ) -> dict[str, str]:
     return secrets
 
 
-def exposed_secret(path: str, secrets: dict[str, str], home: str) -> str | None:
+def exposed_secret(path: str, secrets: _Secrets, home: str) -> str | None:
     """Return why mounting the resolved `path` would expose a secret, or None if it would not."""
     if is_within(home, path):
         return "it is the home directory" if home == path else "it contains the home directory"
-    for secret, name in secrets.items():
-        if path == secret:
-            return f"it is {name}"
-        if path.startswith(secret + "/"):
-            return f"it lies in {name}"
-        if secret.startswith(path + "/"):
-            return f"it contains {name}"
+    if path in secrets:
+        return f"it is {secrets[path]}"
+    if path in secrets.above:
+        return f"it contains {secrets.above[path]}"
+    while path := path.rpartition("/")[0]:
+        if path in secrets:
+            return f"it lies in {secrets[path]}"
     return None
 
 
-def refuse_secret_project(root: str, home: str) -> dict[str, str]:
+def refuse_secret_project(root: str, home: str) -> _Secrets:
     """Raise Failure if a session in the resolved directory `root` would expose a secret.
 
     Returns what `secret_paths` does, which takes some hundred system calls.

@@ -172,11 +172,13 @@ def launch(plan: dict, protections_are_fresh: bool = False) -> int:
         mirror = _mirror(plan)
         locks = standins.make(plan, opened.directory)
         place = plan["project"]
+        loop = _event_loop(plan, mirror)
+        sandbox = _spawn(plan, restored, loop)
+        # While bwrap works, which takes longer than all of this.
+        state.seed(opened, plan)
         before = watch.fingerprint(place)
         repositories = set(project.walk(place["root"])["repositories"])
         terminal = _terminal_modes()
-        loop = _event_loop(plan, mirror)
-        sandbox = _spawn(plan, restored, loop)
         sandbox.wait_until_ready()
         sandbox.refuse_other_mounts(plan)
         for number in _FROM_TERMINAL:
@@ -307,8 +309,8 @@ def _tidy_descriptors() -> None:
 def _memory_file(name: str, content: bytes) -> int:
     """Return an inheritable descriptor, above those of the gate, of a file that holds `content`."""
     file = os.memfd_create(name, os.MFD_CLOEXEC)
-    with open(file, "wb", closefd=False) as stream:
-        stream.write(content)
+    while content:
+        content = content[os.write(file, content) :]
     os.lseek(file, 0, os.SEEK_SET)
     moved = fcntl.fcntl(file, fcntl.F_DUPFD, _FIRST_DATA_DESCRIPTOR)
     os.close(file)
@@ -320,15 +322,18 @@ def _descriptors(wanted: list, with_sources: bool) -> tuple[list[int], dict]:
     from claudebox.sandbox import sources
 
     files, expected = [], {}
-    for argument in wanted:
-        if isinstance(argument, bwrap.Data):
-            files.append(_memory_file(argument.name, argument.content))
-            continue
-        opened = sources.open_path(argument.path)
-        expected[argument.target] = os.fstat(opened)
-        if with_sources:
-            files.append(fcntl.fcntl(opened, fcntl.F_DUPFD, _FIRST_DATA_DESCRIPTOR))
-        os.close(opened)
+    opener = sources.Opener()
+    try:
+        for argument in wanted:
+            if isinstance(argument, bwrap.Data):
+                files.append(_memory_file(argument.name, argument.content))
+                continue
+            opened = opener.open(argument.path)
+            expected[argument.target] = os.fstat(opened)
+            if with_sources:
+                files.append(fcntl.fcntl(opened, fcntl.F_DUPFD, _FIRST_DATA_DESCRIPTOR))
+    finally:
+        opener.close()
     return files, expected
 
 

@@ -18,7 +18,7 @@ MAN = f"{ROOT}/man"
 PAGES = sorted(name for name in os.listdir(MAN) if re.fullmatch(r"[\w-]+\.\d", name))
 sys.path.insert(0, ROOT)
 
-from claudebox import main, plan, policy  # noqa: E402
+from claudebox import command_line, main, plan, policy  # noqa: E402
 
 COMMANDS = ("claudebox", *(f"claudebox-{name}" for name in main.COMMANDS))
 
@@ -80,10 +80,10 @@ def parsers(name):
     """Return the parser of a command, and those of its actions by name."""
 
     def capture(parser, *_):
-        raise Captured(parser)
+        raise Captured(parser.full())
 
     patched = pytest.MonkeyPatch()
-    patched.setattr(argparse.ArgumentParser, "parse_args", capture)
+    patched.setattr(command_line.Parser, "parse_args", capture)
     try:
         main.entry([name])
     except Captured as captured:

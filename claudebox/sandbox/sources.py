@@ -10,27 +10,43 @@ import os
 from claudebox import Failure, mounts
 
 
-def open_path(path: str) -> int:
-    """Return an O_PATH descriptor of `path`, no component of which is a symbolic link.
+class Opener:
+    """Opens paths no component of which is a symbolic link; what leads to the last one stays open."""
 
-    Raises Failure if one is, or if there is nothing.
-    """
-    current = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    for name in path.split("/")[1:]:
-        if not name:
-            continue
-        try:
-            following = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current)
-        except OSError as error:
-            raise Failure(f"{path} cannot be mounted: {error.strerror}", "start it again") from None
-        finally:
-            os.close(current)
-        current = following
-    # O_PATH with O_NOFOLLOW opens a link itself.
-    if os.fstat(current).st_mode & 0o170000 == 0o120000:
-        os.close(current)
-        raise Failure(f"{path} became a symbolic link", "end what changes it, then start again")
-    return current
+    def __init__(self):
+        self._names = [""]
+        self._open = [os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)]
+
+    def open(self, path: str) -> int:
+        """Return an O_PATH descriptor of the absolute `path`, good until the next one is opened.
+
+        Raises Failure if a component is a symbolic link, or if there is nothing.
+        """
+        names = path.rstrip("/").split("/")
+        while self._names != names[: len(self._names)]:
+            self._names.pop()
+            os.close(self._open.pop())
+        for name in names[len(self._names) :]:
+            try:
+                opened = os.open(
+                    name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._open[-1]
+                )
+            except OSError as error:
+                raise Failure(
+                    f"{path} cannot be mounted: {error.strerror}", "start it again"
+                ) from None
+            self._names.append(name)
+            self._open.append(opened)
+        # O_PATH with O_NOFOLLOW opens a link itself.
+        if os.fstat(self._open[-1]).st_mode & 0o170000 == 0o120000:
+            raise Failure(f"{path} became a symbolic link", "end what changes it, then start again")
+        return self._open[-1]
+
+    def close(self) -> None:
+        """Close what is open."""
+        for descriptor in self._open:
+            os.close(descriptor)
+        self._open, self._names = [], []
 
 
 def refuse_other_mounts(plan: dict, process: int, expected: dict[str, os.stat_result]) -> None:

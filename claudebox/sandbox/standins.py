@@ -54,11 +54,9 @@ def _make_all(plan: dict, instance: int) -> None:
                 )
             wanted.append([mount["target"], mount.get("content")])
     if wanted:
-        import json
-
         record = recorded(instance)
         record.extend(entry for entry in wanted if entry not in record)
-        state.replace_file(instance, RECORD, json.dumps(record, indent=1) + "\n")
+        state.replace_file(instance, RECORD, _document(record))
     for path, content in wanted:
         _make(path, content)
 
@@ -108,8 +106,6 @@ def remove(instance: int) -> list[str]:
 
 
 def _remove_all(instance: int) -> list[str]:
-    import json
-
     from claudebox.sandbox import state
 
     record = recorded(instance)
@@ -118,20 +114,36 @@ def _remove_all(instance: int) -> list[str]:
     remaining = [entry for entry in reversed(record) if not _remove(*entry)]
     remaining.reverse()
     if remaining:
-        state.replace_file(instance, RECORD, json.dumps(remaining, indent=1) + "\n")
+        state.replace_file(instance, RECORD, _document(remaining))
     else:
         os.unlink(RECORD, dir_fd=instance)
     return [path for path, _ in remaining]
 
 
+def _document(record: list[list]) -> str:
+    """Return a record as JSON. The package json takes 4 ms to import, before bwrap can start."""
+    try:
+        from _json import encode_basestring_ascii as quoted
+    except ImportError:
+        from json.encoder import encode_basestring_ascii as quoted
+    entries = (
+        f"[{quoted(path)}, {'null' if content is None else quoted(content)}]"
+        for path, content in record
+    )
+    return "[\n" + ",\n".join(entries) + "\n]\n"
+
+
 def recorded(instance: int) -> list[list]:
     """Return the recorded stand-ins: [path, content or None for a directory]."""
-    import json
-
     from claudebox.sandbox import state
 
+    text = state.read_file(instance, RECORD)
+    if not text:
+        return []
+    import json
+
     try:
-        record = json.loads(state.read_file(instance, RECORD) or "[]")
+        record = json.loads(text)
     except (ValueError, RecursionError):
         return []
     if not isinstance(record, list):

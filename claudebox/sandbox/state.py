@@ -51,10 +51,11 @@ class Preparation:
         os.close(self._lock)
 
 
-def prepare(plan: dict, environ=os.environ) -> Instance:
-    """Make or refresh the state that `plan` needs and return its instance, locked as in use.
+def prepare(plan: dict) -> Instance:
+    """Make what `plan` mounts of the state and return its instance, locked as in use.
 
-    Raises Failure if the state cannot be made or belongs to another project.
+    `seed` fills it: that may be done while bwrap makes the sandbox already. Raises Failure if the
+    state cannot be made.
     """
     home = plan["user"]["home"]
     state = policy.state_home(home)
@@ -63,13 +64,21 @@ def prepare(plan: dict, environ=os.environ) -> Instance:
     _prepare_credentials(state, os.path.isfile(policy.host_credentials(home)))
     opened = _open(plan["instance"]["path"])
     try:
-        with Preparation(opened.directory):
-            _refresh_metadata(opened.directory, plan["instance"])
-            _seed_claude(opened.directory, plan, environ)
+        _make_claude(opened.directory)
     except BaseException:
         opened.close()
         raise
     return opened
+
+
+def seed(opened: Instance, plan: dict, environ=os.environ) -> None:
+    """Refresh the metadata and what Claude Code finds in its state, before a payload runs.
+
+    Raises Failure if the instance belongs to another project.
+    """
+    with Preparation(opened.directory):
+        _refresh_metadata(opened.directory, plan["instance"])
+        _seed_claude(opened.directory, plan, environ)
 
 
 def _open(path: str) -> Instance:
@@ -180,11 +189,15 @@ def _refresh_metadata(directory: int, instance: dict) -> None:
     replace_file(directory, METADATA, json.dumps(metadata, indent=2) + "\n")
 
 
-def _seed_claude(directory: int, plan: dict, environ) -> None:
+def _make_claude(directory: int) -> None:
     try:
         os.mkdir("claude", 0o700, dir_fd=directory)
     except FileExistsError:
         pass
+    os.close(open_directory("claude", directory))
+
+
+def _seed_claude(directory: int, plan: dict, environ) -> None:
     claude = open_directory("claude", directory)
     try:
         _seed_configuration(claude, plan, environ)

@@ -29,8 +29,19 @@ def claude(place):
     return path
 
 
+def prepared(plan):
+    """Do what a launch does to the state, and return the open instance."""
+    opened = state.prepare(plan)
+    try:
+        state.seed(opened, plan)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
 def prepare(plan):
-    state.prepare(plan).close()
+    prepared(plan).close()
 
 
 def mode(path):
@@ -170,14 +181,14 @@ def test_metadata_that_cannot_be_read_are_made_anew(sample, place, text):
 
 
 def test_two_sessions_use_an_instance_at_the_same_time(sample):
-    first = state.prepare(sample)
-    second = state.prepare(sample)
+    first = prepared(sample)
+    second = prepared(sample)
     first.close()
     second.close()
 
 
 def test_an_instance_in_use_cannot_be_locked_for_removal(sample, place):
-    opened = state.prepare(sample)
+    opened = prepared(sample)
     with open(f"{place}/lock") as lock:
         with pytest.raises(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -191,7 +202,7 @@ def test_an_instance_that_is_removed_while_it_is_waited_for_is_made_anew(sample,
     lock = os.open(f"{place}/lock", os.O_RDWR)
     fcntl.flock(lock, fcntl.LOCK_EX)
     opened = []
-    waiting = threading.Thread(target=lambda: opened.append(state.prepare(sample)))
+    waiting = threading.Thread(target=lambda: opened.append(prepared(sample)))
     waiting.start()
     time.sleep(0.05)
     os.rename(place, place + ".removed")
