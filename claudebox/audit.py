@@ -294,9 +294,9 @@ def show(plan: dict, stream, as_json: bool = False) -> None:
     """Write the audit of `plan` to the text stream `stream`."""
     audit = report(plan)
     if as_json:
-        import json
+        from claudebox import json_text
 
-        stream.write(json.dumps(audit, indent=2) + "\n")
+        stream.write(json_text.dumps(audit) + "\n")
     else:
         text = table(audit, Ink(stream))
         stream.write(text if _can_show(stream) else text.replace("…", "...").replace("•", "*"))

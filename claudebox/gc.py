@@ -93,10 +93,10 @@ def main(arguments: list[str]) -> int:
     if not options.dry_run:
         instances.empty_trash(home)
     if options.json:
-        import json
+        from claudebox import json_text
 
         document = {"instances": rows, "bytes": total, "dry_run": options.dry_run}
-        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+        sys.stdout.write(json_text.dumps(document) + "\n")
     else:
         word = "would be freed" if options.dry_run else "freed"
         sys.stdout.write(f"{instances.human_size(total)} {word}\n")

@@ -283,9 +283,9 @@ def _list(as_json: bool) -> int:
                 f"  {row['state']:<11}  {printable(row['root'] or '?')}\n"
             )
     if as_json:
-        import json
+        from claudebox import json_text
 
-        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+        sys.stdout.write(json_text.dumps(rows) + "\n")
     return 0
 
 

@@ -8,7 +8,7 @@ import fcntl
 import os
 import stat
 
-from claudebox import Failure, mounts, policy
+from claudebox import Failure, json_text, mounts, policy
 from claudebox.sandbox import standins, state
 
 TRASH = ".trash"
@@ -41,12 +41,10 @@ class Instance:
         self._read_metadata()
 
     def _read_metadata(self) -> None:
-        import json
-
         from claudebox import instance
 
         try:
-            metadata = json.loads(state.read_file(self.directory, state.METADATA) or "")
+            metadata = json_text.loads(state.read_file(self.directory, state.METADATA) or "")
             root, mount = metadata["root"], metadata.get("mount")
             self.created = int(metadata["created"])
             self.last_used = int(metadata["last_used"])

@@ -264,9 +264,9 @@ def checked(document) -> dict:
 
 def dumps(plan: dict) -> str:
     """Return the plan as JSON text: ASCII, two spaces of indent, a newline at the end."""
-    import json
+    from claudebox import json_text
 
-    return json.dumps(plan, indent=2) + "\n"
+    return json_text.dumps(plan) + "\n"
 
 
 def loads(text: str) -> dict:
@@ -275,15 +275,15 @@ def loads(text: str) -> dict:
     Raises PlanError for what is not JSON (with line and column), for a key that is given twice and
     for everything `checked` rejects.
     """
-    import json
+    from claudebox import json_text
 
     try:
-        document = json.loads(text, object_pairs_hook=_record_of, parse_constant=_NotJSON)
-    except json.JSONDecodeError as error:
-        raise PlanError(f"line {error.lineno}, column {error.colno}", error.msg) from None
+        document = json_text.loads(text, _record_of, _NotJSON)
     except RecursionError:
         raise PlanError("", "nested too deeply") from None
     except ValueError as error:
+        if hasattr(error, "lineno"):
+            raise PlanError(f"line {error.lineno}, column {error.colno}", error.msg) from None
         raise PlanError("", str(error)) from None
     return checked(document)
 

@@ -49,7 +49,12 @@ class _Sandbox:
         self.ended = False
 
     def wait_until_ready(self) -> None:
-        """Return when the payload stands at the gate; raise Failure with bwrap's words otherwise."""
+        """Return when the payload stands at the gate, and its network is there.
+
+        Raises Failure with bwrap's words, or those of what makes the network, otherwise.
+        """
+        if self._network is not None:
+            self._network.wait_until_joined()
         if os.read(self._ready, 1):
             return
         os.close(self._go)

@@ -11,7 +11,7 @@ Nothing here puts a token into a message.
 import os
 import stat
 
-from claudebox import Failure
+from claudebox import Failure, json_text
 
 _SIZE_LIMIT = 1 << 20
 # inotify(7): the file was closed after writing; its metadata changed, which a rename over it does.
@@ -28,10 +28,8 @@ def expiry(content: bytes) -> int | None:
     None if there is no usable login in it: Claude Code 2.1 blanks the tokens, and keeps the other
     keys, when the server refuses the refresh token.
     """
-    import json
-
     try:
-        login = json.loads(content)["claudeAiOauth"]
+        login = json_text.loads(content.decode())["claudeAiOauth"]
         expires = login["expiresAt"]
         usable = bool(login["accessToken"] and login["refreshToken"])
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -42,10 +40,8 @@ def expiry(content: bytes) -> int | None:
 
 
 def _is_whole(content: bytes) -> bool:
-    import json
-
     try:
-        json.loads(content)
+        json_text.loads(content.decode())
         return True
     except (ValueError, RecursionError):
         return False

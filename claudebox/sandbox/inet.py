@@ -1,9 +1,9 @@
 """The inet tier: a network namespace that reaches the internet and nothing nearer.
 
 A process below the launcher, the holder, closes a network namespace of its own with the filter and
-waits. The launcher relays DNS for it and has a sidecar (pasta, else slirp4netns) join it to the
-world; then the holder becomes bwrap. bwrap's payload lives in a user namespace below the holder's
-and so has no power over the network namespace.
+waits until the launcher relays DNS for it; then it becomes bwrap, and while bwrap works a sidecar
+(pasta, else slirp4netns) joins the namespace to the world. bwrap's payload waits for both, and lives
+in a user namespace below the holder's, so that it has no power over the network namespace.
 
 The holder is also the first process of a pid namespace, so that its end is the end of everything
 that bwrap started: killed in its first moments, bwrap 0.8 may leave a child that waits for ever.
@@ -15,6 +15,7 @@ import errno
 import os
 import select
 import struct
+import sys
 
 from claudebox import Failure, policy
 from claudebox.sandbox import events, libc, netlink, nftables
@@ -153,13 +154,16 @@ class InetSession:
     """A started inet tier: the holder, which is bwrap by now, its sidecar, relays and filter.
 
     `pid` is a child of the caller, who reaps it; `sidecar` is the name of what joins it to the
-    world. Everything is on the loop that start() was given. As the first process of its pid
-    namespace `pid` does not hear signals that it does not handle, except SIGKILL and SIGSTOP.
+    world, empty before `wait_until_joined`. Everything is on the loop that start() was given. As the
+    first process of its pid namespace `pid` does not hear signals that it does not handle, except
+    SIGKILL and SIGSTOP.
     """
 
-    def __init__(self, loop, on_offline):
+    def __init__(self, loop, on_offline, timeout):
         self.pid = 0
         self.sidecar = ""
+        self._timeout = timeout
+        self._joining = None
         self._loop = loop
         self._on_offline = on_offline
         self._process = None
@@ -176,8 +180,31 @@ class InetSession:
             self._loop.remove(self._process.pidfd)
             self._process.kill()
 
+    def wait_until_joined(self) -> None:
+        """Return when a sidecar has brought the tap up. The payload must not run before.
+
+        Raises Failure with what each sidecar said; the holder is then the caller's to end.
+        """
+        try:
+            self._process = self._joining.finish(self._timeout)
+        except OSError as error:
+            raise _setup_failure(error) from error
+        finally:
+            self._joining.close()
+            self._joining = None
+        self.sidecar = self._process.name
+        self._loop.add(self._process.pidfd, self._sidecar_ended)
+        self._loop.add(self._host.fileno(), self._host_changed)
+
+    def end_payload(self) -> None:
+        """Kill the holder, and with it all that it started, and reap it."""
+        _kill_and_reap(self.pid)
+
     def close(self) -> None:
         """End the sidecar and the relays and release every descriptor; more than once is no error."""
+        if self._joining:
+            self._joining.close()
+            self._joining = None
         if self._process:
             self._loop.remove(self._process.pidfd)
             self._process.end()
@@ -237,14 +264,15 @@ def start(
     resolv_conf="/etc/resolv.conf",
     on_offline=None,
 ) -> InetSession:
-    """Make the network, join it to the world, and have the holder call `exec_payload()`.
+    """Make the network, have the holder call `exec_payload()`, and begin to join it to the world.
 
     `exec_payload` runs in the holder, which is uid and gid 0 of a user namespace that maps only the
     caller, and pid 1; it has to exec (bwrap, without --unshare-net) and never to return. It runs
-    only when the filter has been read back, the tap is up and the relays wait; start() returns when
-    the exec has happened. `loop` is an events.Loop. `sidecars` are (name, path) pairs to try in order, by
-    default find_sidecars(); `allow` what parse_allow returned; `timeout` seconds for each step;
-    `on_offline(message)` is called once if the sidecar ends before close().
+    only when the filter has been read back and the relays wait; start() returns when the exec has
+    happened. What bwrap starts has to wait for `wait_until_joined`. `loop` is an events.Loop.
+    `sidecars` are (name, path) pairs to try in order, by default find_sidecars(); `allow` what
+    parse_allow returned; `timeout` seconds for each step; `on_offline(message)` is called once if
+    the sidecar ends before close().
 
     Raises Failure, having ended everything that it began.
     """
@@ -255,7 +283,7 @@ def start(
             "no program to join the sandbox to the internet: neither pasta nor slirp4netns is installed",
             f"install the package passt (or slirp4netns), {_OTHER_TIERS}",
         )
-    session = InetSession(loop, on_offline)
+    session = InetSession(loop, on_offline, timeout)
     control = None
     try:
         # Subscribed before the dump, so that no change falls between them.
@@ -280,17 +308,14 @@ def start(
             # Told by their ports: there is one listener where the kernel has no IPv6.
             chosen = [each for each in sockets if each.getsockname()[1] == port]
             session._relays.append(PortRelay(loop, chosen, port))
-        session._process = _join(session.pid, sidecars, route, timeout)
-        session.sidecar = session._process.name
-        route.close()
-        loop.add(session._process.pidfd, session._sidecar_ended)
-        loop.add(session._host.fileno(), session._host_changed)
+        session._joining = _Joining(session.pid, sidecars, route)
         control.send(b"go")
+        session._joining.begin()
         _hear(control)
         return session
     except BaseException as error:
         session.close()
-        _kill_and_reap(session.pid)
+        session.end_payload()
         if isinstance(error, OSError):
             raise _setup_failure(error) from error
         raise
@@ -530,32 +555,60 @@ def find_sidecars(names=SIDECARS) -> list:
     return found
 
 
-def _join(holder: int, sidecars, route: netlink.Connection, timeout: float):
-    """Start the first sidecar that brings the tap up; Failure with what each of them said."""
-    complaints = []
-    for name, path in sidecars:
-        process = None
+class _Joining:
+    """The attempt to have one of the sidecars join the holder's namespace to the world."""
+
+    def __init__(self, holder: int, sidecars, route: netlink.Connection):
+        self._holder = holder
+        self._remaining = list(sidecars)
+        self._route = route
+        self._process = None
+        self._complaints = []
+
+    def begin(self) -> None:
+        """Start the next sidecar."""
+        name, path = self._remaining.pop(0)
         try:
-            process = _Sidecar(name, path, holder)
-            process.wait_until_ready(timeout)
-            index = netlink.link_index(route, TAP)
-            if name == "slirp4netns":
-                _add_ipv6(route, index)
-            process.check_alive()
-            return process
+            self._process = _Sidecar(name, path, self._holder)
         except OSError as error:
-            words = process.words() if process else ""
-            complaints.append(f"{name}: {error}" + (f": {words}" if words else ""))
-            if process:
-                process.end()
-        except BaseException:
-            if process:
-                process.end()
-            raise
-    raise Failure(
-        "the sandbox could not be joined to the internet: " + "; ".join(complaints),
-        f"see what `claudebox net check inet` says, {_OTHER_TIERS}",
-    )
+            self._complaints.append(f"{name}: {error}")
+
+    def finish(self, timeout: float):
+        """Return the first _Sidecar that brings the tap up; Failure with what each of them said."""
+        while True:
+            if self._process:
+                process, self._process = self._process, None
+                try:
+                    self._wait(process, timeout)
+                    return process
+                except OSError as error:
+                    words = process.words()
+                    words = f": {words}" if words else ""
+                    self._complaints.append(f"{process.name}: {error}{words}")
+                    process.end()
+                except BaseException:
+                    process.end()
+                    raise
+            if not self._remaining:
+                raise Failure(
+                    f"the sandbox could not be joined to the internet: {'; '.join(self._complaints)}",
+                    f"see what `claudebox net check inet` says, {_OTHER_TIERS}",
+                )
+            self.begin()
+
+    def _wait(self, process, timeout: float) -> None:
+        process.wait_until_ready(timeout)
+        index = netlink.link_index(self._route, TAP)
+        if process.name == "slirp4netns":
+            _add_ipv6(self._route, index)
+        process.check_alive()
+
+    def close(self) -> None:
+        """End a sidecar that was begun and not waited for, and release what is held."""
+        if self._process:
+            self._process.end()
+            self._process = None
+        self._route.close()
 
 
 def _add_ipv6(route: netlink.Connection, index: int) -> None:
@@ -745,13 +798,21 @@ def _try_namespaces() -> tuple:
     return True, "a namespace was made and its filter installed and read back"
 
 
+def _sleep() -> None:
+    sleep = "import time; time.sleep(60)"
+    os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", sleep])
+
+
 def _try_sidecar(name: str, path: str) -> tuple:
     loop = events.Loop()
     begin = events.now()
     try:
-        session = start(lambda: os._exit(0), loop, sidecars=[(name, path)])
-        session.close()
-        os.waitpid(session.pid, 0)
+        session = start(_sleep, loop, sidecars=[(name, path)])
+        try:
+            session.wait_until_joined()
+        finally:
+            session.close()
+            session.end_payload()
     except Failure as failure:
         return False, failure.what
     finally:

@@ -9,7 +9,7 @@ import fcntl
 import os
 import stat
 
-from claudebox import Failure
+from claudebox import Failure, json_text
 
 RECORD = "standins.json"
 # Seconds to wait for a lock that an agent in another sandbox may hold on purpose.
@@ -56,7 +56,7 @@ def _make_all(plan: dict, instance: int) -> None:
     if wanted:
         record = recorded(instance)
         record.extend(entry for entry in wanted if entry not in record)
-        state.replace_file(instance, RECORD, _document(record))
+        state.replace_file(instance, RECORD, json_text.dumps(record) + "\n")
     for path, content in wanted:
         _make(path, content)
 
@@ -114,23 +114,10 @@ def _remove_all(instance: int) -> list[str]:
     remaining = [entry for entry in reversed(record) if not _remove(*entry)]
     remaining.reverse()
     if remaining:
-        state.replace_file(instance, RECORD, _document(remaining))
+        state.replace_file(instance, RECORD, json_text.dumps(remaining) + "\n")
     else:
         os.unlink(RECORD, dir_fd=instance)
     return [path for path, _ in remaining]
-
-
-def _document(record: list[list]) -> str:
-    """Return a record as JSON. The package json takes 4 ms to import, before bwrap can start."""
-    try:
-        from _json import encode_basestring_ascii as quoted
-    except ImportError:
-        from json.encoder import encode_basestring_ascii as quoted
-    entries = (
-        f"[{quoted(path)}, {'null' if content is None else quoted(content)}]"
-        for path, content in record
-    )
-    return "[\n" + ",\n".join(entries) + "\n]\n"
 
 
 def recorded(instance: int) -> list[list]:
@@ -140,10 +127,8 @@ def recorded(instance: int) -> list[list]:
     text = state.read_file(instance, RECORD)
     if not text:
         return []
-    import json
-
     try:
-        record = json.loads(text)
+        record = json_text.loads(text)
     except (ValueError, RecursionError):
         return []
     if not isinstance(record, list):

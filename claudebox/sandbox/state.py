@@ -8,7 +8,7 @@ import fcntl
 import os
 import stat
 
-from claudebox import Failure, briefing, mounts, policy
+from claudebox import Failure, briefing, json_text, mounts, policy
 
 METADATA = "instance.json"
 LOCK = "lock"
@@ -163,7 +163,6 @@ def _prepare_credentials(state: str, host_has_credentials: bool) -> None:
 
 
 def _refresh_metadata(directory: int, instance: dict) -> None:
-    import json
     from time import time
 
     now = int(time())
@@ -171,7 +170,7 @@ def _refresh_metadata(directory: int, instance: dict) -> None:
     text = read_file(directory, METADATA)
     if text is not None:
         try:
-            known = json.loads(text)
+            known = json_text.loads(text)
             root, created = known["root"], int(known["created"])
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             root = instance["root"]
@@ -186,7 +185,7 @@ def _refresh_metadata(directory: int, instance: dict) -> None:
         "last_used": now,
         "mount": mounts.holding(instance["root"]),
     }
-    replace_file(directory, METADATA, json.dumps(metadata, indent=2) + "\n")
+    replace_file(directory, METADATA, json_text.dumps(metadata) + "\n")
 
 
 def _make_claude(directory: int) -> None:
@@ -236,8 +235,6 @@ def _seed_configuration(claude: int, plan: dict, environ) -> None:
 
 def _with_answers(claude: int, plan: dict, environ) -> str | None:
     """Return `.claude.json` with the questions answered, or None if nothing is missing in it."""
-    import json
-
     text = read_file(claude, ".claude.json")
     if text is None and _is_plain_file(claude, ".claude.json"):
         raise Failure(
@@ -246,7 +243,7 @@ def _with_answers(claude: int, plan: dict, environ) -> str | None:
     configuration = {}
     if text is not None and text.strip():
         try:
-            configuration = json.loads(text)
+            configuration = json_text.loads(text)
         except (ValueError, RecursionError):
             configuration = None
     if not isinstance(configuration, dict):
@@ -265,7 +262,7 @@ def _with_answers(claude: int, plan: dict, environ) -> str | None:
         if key[-20:] not in approved:
             approved.append(key[-20:])
             changed = True
-    return json.dumps(configuration, indent=2) + "\n" if changed else None
+    return json_text.dumps(configuration) + "\n" if changed else None
 
 
 def _free_name(claude: int) -> str:

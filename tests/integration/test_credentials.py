@@ -542,6 +542,8 @@ def test_no_token_is_in_a_plan_a_dry_run_an_error_or_the_state(world, host_file)
     put(host_file, content[:-9])
     time.sleep(0.2)
     session.write(content)
+    # The mirror may be renewing the file just now.
+    time.sleep(0.2)
     host_file.unlink()
     host_file.mkdir()
     time.sleep(0.2)

@@ -80,6 +80,12 @@ def launch(config: dict, loop, on_offline):
     )
     os.close(ready_end)
     os.close(answer_end)
+    try:
+        session.wait_until_joined()
+    except BaseException:
+        session.close()
+        session.end_payload()
+        raise
     if os.read(ready, 16):
         os.write(answer, b"go\n")
     os.close(ready)
