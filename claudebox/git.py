@@ -14,8 +14,10 @@ class UnsafeGit(Failure):
     """A `.git` that does not lead to a git directory of this very project."""
 
 
-def read_small_file(path: str, limit: int = _FILE_LIMIT) -> str | None:
+def read_small_file(path: str, limit: int = _FILE_LIMIT, binary: bool = False) -> str | None:
     """Return the text of a regular file of at most `limit` bytes, or None if it is no such thing.
+
+    Nor is it with a NUL character in it, unless `binary`.
 
     Follows no symbolic link in the last component and does not block on a named pipe.
     """
@@ -29,7 +31,7 @@ def read_small_file(path: str, limit: int = _FILE_LIMIT) -> str | None:
         content = os.read(descriptor, limit + 1)
     finally:
         os.close(descriptor)
-    if len(content) > limit or b"\0" in content:
+    if len(content) > limit or (b"\0" in content and not binary):
         return None
     return os.fsdecode(content)
 

@@ -6,7 +6,7 @@
 import os
 import sys
 
-from claudebox import Failure, git, host, net, plan, policy, project, protection
+from claudebox import Failure, git, git_identity, host, net, plan, policy, project, protection
 
 
 def instance_of(root: str, home: str) -> dict:
@@ -55,7 +55,7 @@ def resolve(directory: str = ".", repo=False, shell=False, arguments=()) -> dict
         if root is None:
             raise Failure(f"{cwd} is not in a git repository", "leave --repo out", status=2)
     secrets = policy.refuse_secret_project(root, home)
-    identity = host.GitIdentity(root, home)
+    identity = git_identity.GitIdentity(root, home)
     notes = []
     repository = _repository(root, home, secrets, notes)
     instance = instance_of(git.main_root(repository, root), home)
@@ -169,7 +169,7 @@ def _environment(home: str, path: str, shell: str, notes: list[str]) -> list[dic
     return variables
 
 
-def _generated(user: dict, root: str, identity: host.GitIdentity) -> list[dict]:
+def _generated(user: dict, root: str, identity: git_identity.GitIdentity) -> list[dict]:
     """Return the mounts of what claudebox makes itself: /proc, /dev, /tmp and a small /etc."""
 
     def file(target, content):

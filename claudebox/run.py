@@ -5,7 +5,7 @@ import fcntl
 import os
 import sys
 
-from claudebox import Failure, enforcement, policy, project
+from claudebox import Failure, enforcement, git_identity, policy, project
 from claudebox.sandbox import bwrap
 
 # The payload waits in this shell until the launcher has seen that it is up, and never starts if the
@@ -181,6 +181,7 @@ def launch(plan: dict, protections_are_fresh: bool = False) -> int:
         sandbox = _spawn(plan, restored, loop)
         # While bwrap works, which takes longer than all of this.
         state.seed(opened, plan)
+        git_identity.remember(plan["user"]["home"])
         before = watch.fingerprint(place)
         repositories = set(project.walk(place["root"])["repositories"])
         terminal = _terminal_modes()

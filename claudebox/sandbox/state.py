@@ -136,6 +136,13 @@ def _make_private(path: str) -> None:
     os.close(descriptor)
 
 
+def make_cache(state: str) -> int:
+    """Make the directory of what can be found out again, and return a descriptor of it."""
+    _make_private(state)
+    _make_private(state + "/cache")
+    return open_directory(state + "/cache")
+
+
 def _prepare_credentials(state: str, host_has_credentials: bool) -> None:
     """Make the shared credentials directory, with a mount point if the host's file goes over it.
 

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from claudebox import git as discovery
-from claudebox import host, instance
+from claudebox import git_identity, host, instance
 
 REAL_GIT = "/usr/bin/git"
 
@@ -402,7 +402,7 @@ def plant_git(trap, monkeypatch):
 
 def test_the_trap_called_git_works(tmp_path, home, plant_git, trap):
     plant_git(tmp_path / "elsewhere")
-    host.GitIdentity("/nonexistent", str(home)).settings()
+    git_identity.GitIdentity("/nonexistent", str(home)).settings()
     assert trap.sprung()
 
 
@@ -481,7 +481,7 @@ def test_without_git_on_the_machine_a_submodule_is_refused(submodule, monkeypatc
 def test_the_identity_is_the_users_own_and_nothing_else_of_the_configuration(home, project):
     with open(home / ".gitconfig", "a") as file:
         file.write("[github]\n\ttoken = secret\n[user]\n\tsigningkey = secret\n")
-    settings = host.GitIdentity(str(project), str(home)).settings()
+    settings = git_identity.GitIdentity(str(project), str(home)).settings()
     assert settings == {
         "user.name": "Unit Test",
         "user.email": "unit@example.org",
@@ -494,16 +494,88 @@ def test_the_identity_is_not_taken_from_the_repository(home, project, repository
     git(project, "config", "user.name", "Somebody Else")
     monkeypatch.chdir(project)
     monkeypatch.setenv("GIT_DIR", f"{project}/.git")
-    identity = host.GitIdentity(str(project), str(home))
+    identity = git_identity.GitIdentity(str(project), str(home))
     assert identity.settings()["user.name"] == "Unit Test"
 
 
 def test_an_identity_with_several_lines_is_read_whole(home, project, git):
     git(project, "config", "--global", "user.name", 'two\nlines "quoted"')
-    identity = host.GitIdentity(str(project), str(home))
+    identity = git_identity.GitIdentity(str(project), str(home))
     assert identity.settings()["user.name"] == 'two\nlines "quoted"'
 
 
 def test_the_identity_is_empty_without_git(home, project, monkeypatch):
     monkeypatch.setattr(host, "find_program", lambda *_: None)
-    assert host.GitIdentity(str(project), str(home)).settings() == {}
+    assert git_identity.GitIdentity(str(project), str(home)).settings() == {}
+
+
+@pytest.fixture
+def spawned(monkeypatch):
+    """The programs that were started."""
+    programs = []
+    spawn = os.posix_spawn
+
+    def note(program, *arguments, **options):
+        programs.append(program)
+        return spawn(program, *arguments, **options)
+
+    monkeypatch.setattr(os, "posix_spawn", note)
+    return programs
+
+
+def asked(project, home):
+    """Ask for the identity as a launch does, and remember the answer."""
+    settings = git_identity.GitIdentity(str(project), str(home)).settings()
+    git_identity.remember(str(home))
+    return settings
+
+
+def test_a_second_launch_remembers_the_identity(home, project, spawned):
+    first = asked(project, home)
+    assert asked(project, home) == first != {}
+    assert spawned == ["/usr/bin/git"]
+
+
+@pytest.mark.parametrize("file", [".gitconfig", ".config/git/config"])
+def test_git_is_asked_again_when_its_configuration_has_changed(home, project, spawned, file):
+    asked(project, home)
+    (home / file).parent.mkdir(parents=True, exist_ok=True)
+    (home / file).write_text("[user]\n\tname = New Name\n\temail = n@example.org\n")
+    if file != ".gitconfig":
+        (home / ".gitconfig").unlink()
+    assert asked(project, home)["user.name"] == "New Name"
+    assert len(spawned) == 2
+
+
+def test_an_identity_that_may_come_from_an_included_file_is_never_remembered(
+    home, project, spawned
+):
+    (home / ".gitconfig").write_text("[include]\n\tpath = more\n")
+    for name in ("One", "Two"):
+        (home / "more").write_text(f"[user]\n\tname = {name}\n")
+        assert asked(project, home) == {"user.name": name}
+    assert len(spawned) == 2
+
+
+@pytest.mark.parametrize("content", ["", "nonsense", "\0" * 10, "x" * 300_000])
+def test_a_memory_that_is_not_readable_is_made_anew(home, project, spawned, content):
+    first = asked(project, home)
+    (home / ".claudebox/cache/git-identity").write_text(content)
+    assert asked(project, home) == first
+    assert asked(project, home) == first
+    assert len(spawned) == 2
+
+
+def test_what_is_remembered_is_for_the_user_alone(home, project):
+    asked(project, home)
+    cache = home / ".claudebox/cache"
+    assert (cache.stat().st_mode & 0o777, (cache / "git-identity").stat().st_mode & 0o777) == (
+        0o700,
+        0o600,
+    )
+
+
+def test_resolving_a_plan_remembers_nothing(home, project):
+    git_identity.GitIdentity(str(project), str(home)).settings()
+    assert not (home / ".claudebox").exists()
+    git_identity._unwritten = ""
