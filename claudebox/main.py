@@ -5,8 +5,8 @@ import sys
 
 from claudebox import Failure, command
 
-COMMANDS = ("audit", "gc", "instance", "net", "plan", "profile", "run")
-_EPILOG = """subcommands: audit, gc, instance, net, plan, profile, run, and every claudebox-NAME on PATH;
+COMMANDS = ("audit", "doctor", "gc", "instance", "net", "plan", "profile", "run")
+_EPILOG = f"""subcommands: {", ".join(COMMANDS)}, and every claudebox-NAME on PATH;
 `claudebox help NAME` opens the manual page of one"""
 
 
