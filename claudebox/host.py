@@ -122,6 +122,12 @@ def system_mounts() -> tuple[list[dict], str, str]:
     return mounts, path, shell
 
 
+def find_claude(project_root: str, home: str) -> str | None:
+    """Return the path of the user's `claude`, also from where its installers put it, or None."""
+    also = (f"{home}/.local/bin", f"{home}/.claude/local", "/usr/local/bin")
+    return find_program("claude", project_root, also)
+
+
 def claude(project_root: str, home: str) -> tuple[list[dict], bool]:
     """Return the mounts that make `claude` a program inside, and whether PATH needs TOOLS_INSIDE.
 
@@ -129,12 +135,11 @@ def claude(project_root: str, home: str) -> tuple[list[dict], bool]:
     npm package since 2.x), or a script of an npm package that needs that directory and node.
     Raises Failure if it is not installed.
     """
-    also = (f"{home}/.local/bin", f"{home}/.claude/local", "/usr/local/bin")
-    found = find_program("claude", project_root, also)
+    found = find_claude(project_root, home)
     if found is None:
         raise Failure(
             "claude was not found on PATH",
-            "install Claude Code, or put the directory it is in on PATH",
+            "install Claude Code (`claudebox doctor` says how), or put the directory it is in on PATH",
         )
     program = os.path.realpath(found)
     inside = policy.TOOLS_INSIDE + "/claude"

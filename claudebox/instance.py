@@ -35,11 +35,12 @@ def identity_of(root: str) -> str:
     return sha256(os.fsencode(root)).hexdigest()[:16]
 
 
-def resolve(directory: str = ".", repo=False, shell=False, arguments=()) -> dict:
+def resolve(directory: str = ".", repo=False, shell=False, arguments=(), with_claude=True) -> dict:
     """Return the base plan for a session in `directory`.
 
     With `repo` the project is the repository that holds the directory, otherwise the directory
-    alone; with `shell` a shell runs instead of Claude Code; `arguments` go to either.
+    alone; with `shell` a shell runs instead of Claude Code; `arguments` go to either;
+    without `with_claude` the sandbox is made although Claude Code is not installed.
     Raises Failure where a session is refused or a program is missing.
     """
     user = host.user()
@@ -71,7 +72,7 @@ def resolve(directory: str = ".", repo=False, shell=False, arguments=()) -> dict
     protected.extend(excluded(place, protected))
 
     system, path, default_shell = host.system_mounts()
-    tools, tools_on_path = host.claude(root, home)
+    tools, tools_on_path = host.claude(root, home) if with_claude else ([], False)
     if tools_on_path:
         path = f"{policy.TOOLS_INSIDE}:{path}"
     if shell:

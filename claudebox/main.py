@@ -5,8 +5,8 @@ import sys
 
 from claudebox import Failure, command
 
-COMMANDS = ("audit", "gc", "instance", "net", "plan", "profile", "run")
-_EPILOG = """subcommands: audit, gc, instance, net, plan, profile, run, and every claudebox-NAME on PATH;
+COMMANDS = ("audit", "doctor", "gc", "instance", "net", "plan", "profile", "run")
+_EPILOG = f"""subcommands: {", ".join(COMMANDS)}, and every claudebox-NAME on PATH;
 `claudebox help NAME` opens the manual page of one"""
 
 
@@ -105,7 +105,7 @@ def _plan(options, inside: list[str]) -> dict:
 
 def _dispatch(name: str, arguments: list[str], program: str) -> int:
     if name == "help":
-        return _help(arguments)
+        return _help(arguments, program)
     own = os.path.dirname(os.path.realpath(program))
     wanted = f"claudebox-{name}"
     from claudebox import host
@@ -134,15 +134,20 @@ def _known(own: str) -> list[str]:
     return sorted(names)
 
 
-def _help(arguments: list[str]) -> int:
-    """Open a manual page: `help [SECTION] [NAME]`; from the checkout if that is where this runs."""
+def _help(arguments: list[str], program: str) -> int:
+    """Open a manual page: `help [SECTION] [NAME]`; that of the checkout or installation that this is.
+
+    man(1) itself goes by PATH, on which this program does not have to be.
+    """
     *section, name = arguments or ["claudebox"]
     name = name if name.startswith("claudebox") else f"claudebox-{name}"
-    here = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-    file = f"{here}/man/{name}.{section[0] if section else 1}"
+    number = section[0] if section else "1"
+    own = os.path.dirname(os.path.dirname(os.path.realpath(program)))
+    files = (f"{own}/man/{name}.{number}", f"{own}/share/man/man{number}/{name}.{number}")
+    found = [file for file in files if os.path.isfile(file)]
     from claudebox import host
 
     man = host.find_program("man", os.path.realpath("."))
     if man is None:
         raise Failure("man was not found on PATH", f"install it, or use `{name} --help`")
-    os.execv(man, ["man", *([file] if os.path.isfile(file) else [*section, name])])
+    os.execv(man, ["man", *(found[:1] or [*section, name])])

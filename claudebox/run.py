@@ -240,7 +240,7 @@ def _attend(sandbox: _Sandbox, loop, mirror) -> int:
 def preflight(plan: dict) -> None:
     """Make the sandbox of `plan` up to the gate and take it down again; raise Failure if it cannot be.
 
-    What a launch would first create is left out, and nothing is created.
+    Nothing is created.
     """
     enforcement.refuse_unsafe(plan)
     state = policy.state_home(plan["user"]["home"])
@@ -248,6 +248,14 @@ def preflight(plan: dict) -> None:
         state = os.path.dirname(state)
     if not os.path.isdir(state) or not os.access(state, os.W_OK | os.X_OK):
         raise Failure(f"{state} cannot be written", "mend that, or set CLAUDEBOX_HOME")
+    attempt(plan)
+
+
+def attempt(plan: dict) -> None:
+    """Make the sandbox of `plan`, without what a launch would first create, and take it down again.
+
+    Raises Failure with bwrap's own words if it cannot be made. Holds the plan against no policy.
+    """
     _tidy_descriptors()
     mounts = [
         mount

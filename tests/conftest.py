@@ -7,11 +7,14 @@ import pytest
 PROGRAMS = {
     "bwrap": "apt-get install bubblewrap",
     "claude": "npm install --global @anthropic-ai/claude-code (see README.md)",
+    "fish": "apt-get install fish",
     "git": "apt-get install git",
+    "man": "apt-get install man-db",
     "mandoc": "apt-get install mandoc",
     "openssl": "apt-get install openssl",
     "strace": "apt-get install strace",
     "tmux": "apt-get install tmux",
+    "zsh": "apt-get install zsh",
 }
 
 

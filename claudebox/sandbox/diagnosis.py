@@ -2,8 +2,15 @@
 
 import os
 
+# The settings below /proc/sys that can forbid user namespaces, with the value that does.
+APPARMOR = "kernel/apparmor_restrict_unprivileged_userns"
+MAXIMUM = "user/max_user_namespaces"
+CLONE = "kernel/unprivileged_userns_clone"
+FORBIDDING = {APPARMOR: "1", MAXIMUM: "0", CLONE: "0"}
 
-def _setting(name: str) -> str | None:
+
+def setting(name: str) -> str | None:
+    """Return the value of a setting below /proc/sys, or None on a kernel without it."""
     try:
         with open(f"/proc/sys/{name}") as file:
             return file.read().strip()
@@ -18,23 +25,24 @@ def explain(words: str) -> tuple[str, str]:
 
 
 def _cause(words: str) -> str | None:
-    if _setting("kernel/apparmor_restrict_unprivileged_userns") == "1":
-        return (
-            "kernel.apparmor_restrict_unprivileged_userns is 1: give /usr/bin/bwrap an AppArmor"
-            " profile with `userns,`, or set it to 0"
-        )
-    if _setting("user/max_user_namespaces") == "0":
-        return (
-            "user.max_user_namespaces is 0: set it higher (sysctl user.max_user_namespaces=10000)"
-        )
-    if _setting("kernel/unprivileged_userns_clone") == "0":
-        return "kernel.unprivileged_userns_clone is 0: set it to 1 (sysctl)"
+    for name, forbidding in FORBIDDING.items():
+        if setting(name) == forbidding:
+            return (
+                f"{name.replace('/', '.')} is {forbidding}, which forbids user namespaces;"
+                " `claudebox doctor` has the command that mends it"
+            )
     if "namespace" in words or "Operation not permitted" in words or "mount proc" in words:
-        if os.path.exists("/run/.containerenv") or os.path.exists("/.dockerenv"):
+        if in_container():
             return "this is a container that forbids user namespaces or a new /proc: start claudebox outside"
         if os.getuid() != 0 or _in_user_namespace():
             return "user namespaces are forbidden here, perhaps by a container around this one"
     return None
+
+
+def in_container() -> bool:
+    """Say whether podman, docker or systemd-nspawn (systemd's container interface) made this place."""
+    marks = ("/run/.containerenv", "/.dockerenv", "/run/systemd/container")
+    return any(os.path.exists(mark) for mark in marks)
 
 
 def _in_user_namespace() -> bool:

@@ -65,7 +65,7 @@ def test_a_missing_program_is_named_with_what_to_install(world, name, words):
 def test_forbidden_user_namespaces_are_named_with_the_setting(world):
     script = "echo 0 > /proc/sys/user/max_user_namespaces && exec claudebox --check"
     result = world.run("unshare", "--user", "--map-root-user", "bash", "-c", script)
-    refused(result, "user.max_user_namespaces is 0", "sysctl")
+    refused(result, "user.max_user_namespaces is 0", "claudebox doctor")
 
 
 def test_a_failed_launch_leaves_nothing_in_the_project(world):

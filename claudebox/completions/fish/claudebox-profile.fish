@@ -1,0 +1,1 @@
+../claudebox.fish
