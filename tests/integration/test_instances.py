@@ -265,7 +265,7 @@ def test_eight_sessions_at_once_on_a_new_instance_lose_nothing(world):
     # Locks are the kernel's: there is no pid file, and nothing half made.
     assert sorted(os.listdir(instance)) == ["claude", "instance.json", "lock", "preparation.lock"]
     assert all((instance / name).read_text() == "" for name in ("lock", "preparation.lock"))
-    assert sorted(os.listdir(world.state)) == ["credentials", "instances"]
+    assert sorted(os.listdir(world.state)) == ["cache", "credentials", "instances"]
     assert list(world.project.iterdir()) == []
 
 
