@@ -129,9 +129,15 @@ def report(plan: dict, environ=os.environ) -> dict:
             "network full: everything that this machine can reach, its own services and its"
             " abstract sockets included"
         )
-    if not plan["bwrap"]["disable_userns"]:
+    if plan["bwrap"]["disable_userns"] is None:
         warnings.append(
-            "this bwrap cannot forbid further user namespaces inside (bubblewrap 0.8.0 can)"
+            "this bwrap cannot forbid further user namespaces inside (bubblewrap 0.8.0 can): the"
+            " system call filter alone does"
+        )
+    elif not plan["bwrap"]["disable_userns"]:
+        warnings.append(
+            "nested namespaces: what runs inside can make namespaces and mounts of its own, and so"
+            " reach more of the kernel"
         )
     return {
         "project": plan["project"],

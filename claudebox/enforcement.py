@@ -63,7 +63,8 @@ def _refuse_other_host(plan: dict) -> None:
     owner = git.main_root(place["git"], place["root"])
     if plan["instance"] != instance.instance_of(owner, plan["user"]["home"]):
         raise Refused("its instance is not the project's")
-    if plan["bwrap"] != host.bwrap(place["root"]):
+    own = host.bwrap(place["root"])
+    if plan["bwrap"] not in (own, {**own, "disable_userns": False}):
         raise Refused("its bwrap is not the one of this host")
     network = plan["network"]
     if network["tier"] != "inet" and ("allow" in network or "sidecars" in network):

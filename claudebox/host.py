@@ -62,6 +62,7 @@ def find_program(name: str, project_root: str, also: tuple[str, ...] = ()) -> st
 def bwrap(project_root: str) -> dict:
     """Return the plan's `bwrap`: its path, and which of the options that not all have it has.
 
+    `disable_userns` is True or None; False is for a profile that lets namespaces be nested.
     `--disable-userns` came with bubblewrap 0.8.0, `--bind-fd` with 0.10 and Debian's 0.8.0; an
     option is there if the program has its name in it, which is quicker to see than to ask. Raises
     Failure if bwrap is not installed.
@@ -76,7 +77,7 @@ def bwrap(project_root: str) -> dict:
         text = program.read()
     return {
         "path": os.path.realpath(path),
-        "disable_userns": b"--disable-userns" in text,
+        "disable_userns": True if b"--disable-userns" in text else None,
         "bind_fd": b"--bind-fd" in text,
     }
 

@@ -224,7 +224,9 @@ _check_plan = _record(
             {"tier": _choice(*TIERS), "source": _line},
             {"sidecars": _list(_choice(*SIDECARS)), "allow": _list(_line)},
         ),
-        "bwrap": _record({"path": _absolute_path, "disable_userns": _boolean, "bind_fd": _boolean}),
+        "bwrap": _record(
+            {"path": _absolute_path, "disable_userns": _or_null(_boolean), "bind_fd": _boolean}
+        ),
         "env": _list(_by_key("source", _VARIABLE_SOURCES)),
         "mounts": _list(_by_key("kind", MOUNTS)),
         "command": _list(_text),

@@ -19,6 +19,7 @@ PAGES = sorted(name for name in os.listdir(MAN) if re.fullmatch(r"[\w-]+\.\d", n
 sys.path.insert(0, ROOT)
 
 from claudebox import command_line, main, plan, policy  # noqa: E402
+from claudebox.sandbox import seccomp  # noqa: E402
 
 COMMANDS = ("claudebox", *(f"claudebox-{name}" for name in main.COMMANDS))
 
@@ -336,6 +337,16 @@ def test_every_variable_of_claudebox_itself_is_explained():
 )
 def test_every_file_name_of_the_policy_stands_in_the_page_that_describes_it(page, names):
     assert set(names) - marked(page, "Pa") == set()
+
+
+def test_the_table_of_system_calls_is_that_of_the_filter():
+    section = rendered("claudebox-run.1").partition('id="System_calls')[2].partition("</section>")
+    table = "".join(re.findall(r"<dt.*?</dt>", section[0], re.DOTALL))
+    said = set(re.findall(r'<code class="Cm">(\w+)</code>', table))
+    by_argument = {"clone", "unshare", "socket", "socketpair", "ioctl"}
+    assert said == {*seccomp.DENIED, *seccomp.DENIED_UNLESS_NESTED, *by_argument}
+    text = plain(section[0])
+    assert [name for name in seccomp.DENIED_IOCTLS if name not in text] == []
 
 
 @pytest.mark.parametrize("page", [f"{name}.1" for name in COMMANDS])

@@ -50,10 +50,11 @@ def arguments(plan: dict) -> list:
     result += ["--uid", str(plan["user"]["uid"]), "--gid", str(plan["user"]["gid"])]
     if plan["bwrap"]["disable_userns"]:
         result.append("--disable-userns")
+    nested = plan["bwrap"]["disable_userns"] is False
     # The `inet` tier brings a network namespace of its own that bwrap is started in.
     if plan["network"]["tier"] == "none":
         result.append("--unshare-net")
-    result += ["--seccomp", Data("seccomp filter", seccomp.program())]
+    result += ["--seccomp", Data("seccomp filter", seccomp.program(nested_namespaces=nested))]
     for mount in plan["mounts"]:
         result += _mount(mount, plan)
     result += ["--remount-ro", "/", "--chdir", plan["project"]["cwd"]]

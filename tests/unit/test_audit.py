@@ -202,8 +202,14 @@ def test_the_network_full_is_warned_of_and_none_is_not(sample):
 
 def test_a_bwrap_that_cannot_forbid_user_namespaces_is_warned_of(sample):
     assert "user namespaces inside" not in shown(sample)
-    sample["bwrap"]["disable_userns"] = False
+    sample["bwrap"]["disable_userns"] = None
     assert "user namespaces inside" in shown(sample)
+
+
+def test_nested_namespaces_are_warned_of(sample):
+    assert "nested namespaces" not in shown(sample)
+    sample["bwrap"]["disable_userns"] = False
+    assert "! nested namespaces" in shown(sample)
 
 
 def test_the_notes_of_the_plan_are_warnings(sample):

@@ -86,10 +86,18 @@ def test_the_user_inside_is_the_plans(sample):
     position(arguments, "--uid", "1234", "--gid", "5678")
 
 
-@pytest.mark.parametrize("can", [True, False])
+@pytest.mark.parametrize("can", [True, None])
 def test_further_user_namespaces_are_forbidden_where_bwrap_can(sample, can):
     sample["bwrap"]["disable_userns"] = can
-    assert ("--disable-userns" in words(sample)) is can
+    assert ("--disable-userns" in words(sample)) is (can is True)
+    # The filter forbids them everywhere.
+    position(words(sample), "--seccomp", seccomp.program())
+
+
+def test_a_plan_can_let_namespaces_be_nested(sample):
+    sample["bwrap"]["disable_userns"] = False
+    assert "--disable-userns" not in words(sample)
+    position(words(sample), "--seccomp", seccomp.program(nested_namespaces=True))
 
 
 @pytest.mark.parametrize(("tier", "own"), [("none", True), ("inet", False), ("full", False)])

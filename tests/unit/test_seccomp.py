@@ -11,11 +11,28 @@ from claudebox import Failure
 from claudebox.sandbox import seccomp
 
 ALLOW, KILL, EPERM, ENOSYS = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026
+EOPNOTSUPP = 0x0005005F
 X86_64, AARCH64, I386, ARM = 0xC000003E, 0xC00000B7, 0x40000003, 0x40000028
 ARCHITECTURES = {"x86_64": X86_64, "aarch64": AARCH64}
 TIOCSTI, TIOCLINUX, TIOCCONS, TIOCGWINSZ, TCGETS = 0x5412, 0x541C, 0x541D, 0x5413, 0x5401
 IOCTL = {"x86_64": 16, "aarch64": 29}
 SOCKET = {"x86_64": 41, "aarch64": 198}
+SOCKETPAIR = {"x86_64": 53, "aarch64": 199}
+CLONE = {"x86_64": 56, "aarch64": 220}
+UNSHARE = {"x86_64": 272, "aarch64": 97}
+# linux/sched.h, by the namespace that each makes.
+NAMESPACE_FLAGS = {
+    "mount": 0x00020000,
+    "cgroup": 0x02000000,
+    "uts": 0x04000000,
+    "ipc": 0x08000000,
+    "user": 0x10000000,
+    "pid": 0x20000000,
+    "net": 0x40000000,
+}
+NEWTIME = 0x80
+# What fork, pthread_create and posix_spawn of glibc hand to clone.
+USUAL_CLONES = [0x01200011, 0x003D0F00, 0x00004111]
 
 # Written down a second time, from the kernel's tables: (x86_64, aarch64, what comes back).
 DENIED = {
@@ -38,6 +55,7 @@ DENIED = {
     "keyctl": (250, 219, EPERM),
     "lookup_dcookie": (212, 18, EPERM),
     "modify_ldt": (154, None, EPERM),
+    "name_to_handle_at": (303, 264, EOPNOTSUPP),
     "open_by_handle_at": (304, 265, EPERM),
     "perf_event_open": (298, 241, EPERM),
     "quotactl": (179, 60, EPERM),
@@ -51,6 +69,23 @@ DENIED = {
     "uselib": (134, None, EPERM),
     "userfaultfd": (323, 282, EPERM),
     "vhangup": (153, 58, EPERM),
+}
+
+DENIED_UNLESS_NESTED = {
+    "chroot": (161, 51, EPERM),
+    "clone3": (435, 435, ENOSYS),
+    "fsconfig": (431, 431, EPERM),
+    "fsmount": (432, 432, EPERM),
+    "fsopen": (430, 430, EPERM),
+    "fspick": (433, 433, EPERM),
+    "mount": (165, 40, EPERM),
+    "mount_setattr": (442, 442, EPERM),
+    "move_mount": (429, 429, EPERM),
+    "open_tree": (428, 428, EPERM),
+    "open_tree_attr": (467, 467, EPERM),
+    "pivot_root": (155, 41, EPERM),
+    "setns": (308, 268, EPERM),
+    "umount2": (166, 39, EPERM),
 }
 
 # What Claude, git, node, a shell and a compiler need.
@@ -70,7 +105,6 @@ NEEDED = {
         "seccomp": 317,
         "memfd_create": 319,
         "statx": 332,
-        "clone3": 435,
         "epoll_pwait2": 441,
         "landlock_create_ruleset": 444,
     },
@@ -85,7 +119,6 @@ NEEDED = {
         "clock_gettime": 113,
         "memfd_create": 279,
         "statx": 291,
-        "clone3": 435,
     },
 }
 
@@ -105,6 +138,8 @@ def run(program, number, architecture, arguments=()):
             counter += if_true if accumulator == constant else if_false
         elif code == 0x35:  # BPF_JMP | BPF_JGE | BPF_K
             counter += if_true if accumulator >= constant else if_false
+        elif code == 0x45:  # BPF_JMP | BPF_JSET | BPF_K
+            counter += if_true if accumulator & constant else if_false
         elif code == 0x06:  # BPF_RET | BPF_K
             return constant
         else:
@@ -123,8 +158,16 @@ def call(machine):
     return lambda number, *arguments: run(program, number, ARCHITECTURES[machine], arguments)
 
 
+@pytest.fixture
+def nested_call(machine):
+    """The same of the filter that lets namespaces be nested."""
+    program = seccomp.program(machine, nested_namespaces=True)
+    return lambda number, *arguments: run(program, number, ARCHITECTURES[machine], arguments)
+
+
 def test_these_tests_know_every_denied_call():
     assert DENIED.keys() == seccomp.DENIED.keys()
+    assert DENIED_UNLESS_NESTED.keys() == seccomp.DENIED_UNLESS_NESTED.keys()
 
 
 @pytest.mark.parametrize(
@@ -142,22 +185,63 @@ def test_a_denied_call_fails_with_its_error(call, machine, name):
     assert call(number, 2**64 - 1, 2**64 - 1) == answer
 
 
+@pytest.mark.parametrize("name", DENIED_UNLESS_NESTED)
+def test_what_makes_a_sandbox_is_denied_unless_namespaces_may_be_nested(
+    machine, call, nested_call, name
+):
+    number = DENIED_UNLESS_NESTED[name][list(ARCHITECTURES).index(machine)]
+    assert call(number) == DENIED_UNLESS_NESTED[name][2]
+    assert nested_call(number) == ALLOW
+
+
+@pytest.mark.parametrize("name", DENIED)
+def test_what_nesting_does_not_need_stays_denied_with_it(machine, nested_call, name):
+    number = DENIED[name][list(ARCHITECTURES).index(machine)]
+    assert number is None or nested_call(number) == DENIED[name][2]
+
+
+@pytest.mark.parametrize("flag", NAMESPACE_FLAGS.values(), ids=NAMESPACE_FLAGS)
+def test_no_namespace_can_be_made_unless_they_may_be_nested(machine, call, nested_call, flag):
+    for number in (CLONE[machine], UNSHARE[machine]):
+        for others in (0, 17, 0x3D0F00 | 17, 0xFFFFFFFF << 32):
+            assert call(number, flag | others) == EPERM
+            assert nested_call(number, flag | others) == ALLOW
+
+
+def test_a_time_namespace_is_a_matter_of_unshare_alone(machine, call, nested_call):
+    assert call(UNSHARE[machine], NEWTIME) == EPERM
+    assert nested_call(UNSHARE[machine], NEWTIME) == ALLOW
+    # To clone the bit is part of the number of the signal at the child's end.
+    assert call(CLONE[machine], NEWTIME) == ALLOW
+
+
+@pytest.mark.parametrize("flags", USUAL_CLONES)
+def test_processes_and_threads_can_be_made(machine, call, flags):
+    assert call(CLONE[machine], flags, NAMESPACE_FLAGS["user"]) == ALLOW
+
+
+@pytest.mark.parametrize("flags", [0, 0x200, 0x400, 0x800, 0x600])
+def test_what_threads_share_can_be_unshared(machine, call, flags):
+    assert call(UNSHARE[machine], flags) == ALLOW
+
+
 def test_what_work_needs_is_allowed(machine, call):
     assert {name for name, number in NEEDED[machine].items() if call(number) != ALLOW} == set()
 
 
 def test_every_call_that_is_not_listed_is_allowed(machine, call):
     column = list(ARCHITECTURES).index(machine)
-    denied = {entry[column] for entry in DENIED.values()}
+    denied = {entry[column] for entry in (*DENIED.values(), *DENIED_UNLESS_NESTED.values())}
     for number in range(600):
-        if number not in denied and number not in (IOCTL[machine], SOCKET[machine]):
+        if number not in denied | {IOCTL[machine], SOCKET[machine], SOCKETPAIR[machine]}:
             assert call(number) == ALLOW
 
 
 def test_only_sockets_of_the_usual_families_can_be_made(machine, call):
     for family in range(50):
         usual = family in (1, 2, 10, 16)  # UNIX, INET, INET6, NETLINK
-        assert call(SOCKET[machine], family) == (ALLOW if usual else 0x00050000 | 97)
+        for number in (SOCKET[machine], SOCKETPAIR[machine]):
+            assert call(number, family) == (ALLOW if usual else 0x00050000 | 97)
 
 
 @pytest.mark.parametrize("request_number", [TIOCSTI, TIOCLINUX, TIOCCONS])
@@ -200,12 +284,13 @@ def test_a_number_that_no_call_has_is_left_to_the_kernel():
     assert run(program, 0xFFFFFFFF, X86_64) == ENOSYS
 
 
-def test_every_path_through_the_filter_ends_in_it(machine):
-    program = seccomp.program(machine)
+@pytest.mark.parametrize("nested", [False, True])
+def test_every_path_through_the_filter_ends_in_it(machine, nested):
+    program = seccomp.program(machine, nested)
     length = len(program) // 8
     assert len(program) % 8 == 0 and length <= 4096
     for index, (code, if_true, if_false, _) in enumerate(struct.iter_unpack("<HBBI", program)):
-        if code in (0x15, 0x35):
+        if code in (0x15, 0x35, 0x45):
             assert index + 1 + max(if_true, if_false) < length
     assert struct.unpack("<HBBI", program[-8:]) == (0x06, 0, 0, ALLOW)
 
