@@ -124,10 +124,18 @@ def report(plan: dict, environ=os.environ) -> dict:
         for mount in plan["mounts"]
     ]
     warnings.extend(_project_warnings(plan["project"]["root"]))
-    if plan["network"]["tier"] == "full":
+    from claudebox.sandbox import landlock
+
+    obstacle = landlock.obstacle(plan["bwrap"]["path"])
+    full = plan["network"]["tier"] == "full"
+    if full:
+        included = "services and its abstract sockets" if obstacle else "services"
         warnings.append(
-            "network full: everything that this machine can reach, its own services and its"
-            " abstract sockets included"
+            f"network full: everything that this machine can reach, its own {included} included"
+        )
+    if obstacle:
+        warnings.append(
+            f"{obstacle}: what runs inside can send signals to the process group of claudebox"
         )
     if plan["bwrap"]["disable_userns"] is None:
         warnings.append(

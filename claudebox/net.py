@@ -15,7 +15,7 @@ RESOLVER_INSIDE = "/etc/resolv.conf"
 _WHAT_TIERS_ALLOW = {
     "none": "nothing but loopback inside; mounted sockets work",
     "inet": "the public internet and DNS; not this host, its networks, VPNs, or cloud metadata",
-    "full": "the host's own network, its services and abstract sockets included",
+    "full": "the host's own network, its services included",
 }
 
 

@@ -41,6 +41,8 @@ class _Sandbox:
 
     def __init__(self, pid: int, ready: int, go: int, errors: int, network, expected: dict):
         self.pid = pid
+        # In the tier inet bwrap is the first process of a pid namespace and hears no SIGTSTP.
+        self._stops_along = pid if network is None else network.witness
         self._expected = expected
         self._network = network
         self._ready = ready
@@ -117,6 +119,19 @@ class _Sandbox:
             self._network.close()
             self._network = None
 
+    def stop_along(self, *_) -> None:
+        """Stop the process group where the session stopped itself: what a full-screen program does on ^Z.
+
+        Its signal to the group reached what is inside the Landlock scope, and no one else.
+        """
+        try:
+            if os.waitid(os.P_PID, self._stops_along, os.WSTOPPED | os.WNOHANG) is None:
+                return
+            if os.tcgetpgrp(0) == os.getpgrp():
+                os.kill(0, _signal.SIGTSTP)
+        except OSError:
+            pass
+
     def forward(self, number: int) -> None:
         """Send a signal to the payload: the child of bwrap's own child, which is pid 1 inside."""
         for first in _children(self.pid):
@@ -155,7 +170,7 @@ def launch(plan: dict, protections_are_fresh: bool = False) -> int:
     enforcement.refuse_unsafe(plan, protections_are_fresh)
     _tidy_descriptors()
     restored = [number for number in _NAMES if _signal.getsignal(number) != _signal.SIG_IGN]
-    sandbox = opened = mirror = None
+    sandbox = opened = mirror = terminal = None
     locks = []
     started = False
 
@@ -189,6 +204,8 @@ def launch(plan: dict, protections_are_fresh: bool = False) -> int:
         sandbox.refuse_other_mounts(plan)
         for number in _FROM_TERMINAL:
             _signal.signal(number, _signal.SIG_IGN)
+        if terminal is not None:
+            _signal.signal(_signal.SIGCHLD, sandbox.stop_along)
         started = True
         sandbox.open_gate()
         status = _attend(sandbox, loop, mirror)
@@ -368,6 +385,10 @@ def _spawn(plan: dict, restored: list[int], loop) -> _Sandbox:
     go_inside, go = os.pipe()
     errors, errors_inside = os.pipe()
 
+    from claudebox.sandbox import landlock
+
+    scope = landlock.scope if landlock.obstacle(program) is None else None
+
     def become_bwrap():
         inside = (2, ready_inside, go_inside, errors_inside)
         high = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, _FIRST_DATA_DESCRIPTOR) for each in inside]
@@ -386,20 +407,22 @@ def _spawn(plan: dict, restored: list[int], loop) -> _Sandbox:
     network = None
     try:
         if plan["network"]["tier"] == "inet":
-            network = _join_internet(plan, become_bwrap, loop)
+            network = _join_internet(plan, become_bwrap, loop, scope)
             pid = network.pid
         else:
-            pid = _fork(become_bwrap, program)
+            pid = _fork(become_bwrap, program, scope)
     finally:
         for descriptor in (*files, ready_inside, go_inside, errors_inside):
             os.close(descriptor)
     return _Sandbox(pid, ready, go, errors, network, expected)
 
 
-def _fork(become_bwrap, program: str) -> int:
+def _fork(become_bwrap, program: str, scope) -> int:
     pid = os.fork()
     if pid == 0:
         try:
+            if scope is not None:
+                scope()
             become_bwrap()
         except OSError as error:
             os.write(2, f"{program}: {error.strerror}".encode())
@@ -408,7 +431,7 @@ def _fork(become_bwrap, program: str) -> int:
     return pid
 
 
-def _join_internet(plan: dict, become_bwrap, loop):
+def _join_internet(plan: dict, become_bwrap, loop, scope):
     from claudebox import command, net
     from claudebox.sandbox import inet
 
@@ -416,7 +439,12 @@ def _join_internet(plan: dict, become_bwrap, loop):
     sidecars = net.sidecar_programs(plan["project"]["root"], network["sidecars"])
     allowed = [inet.parse_allow(exception) for exception in network.get("allow", ())]
     return inet.start(
-        become_bwrap, loop, sidecars=sidecars, allow=allowed, on_offline=command.complain
+        become_bwrap,
+        loop,
+        sidecars=sidecars,
+        allow=allowed,
+        on_offline=command.complain,
+        scope=scope,
     )
 
 

@@ -153,7 +153,8 @@ def _not_allowable(text: str, why: str) -> Failure:
 class InetSession:
     """A started inet tier: the holder, which is bwrap by now, its sidecar, relays and filter.
 
-    `pid` is a child of the caller, who reaps it; `sidecar` is the name of what joins it to the
+    `pid` is a child of the caller, who reaps it; `witness` (0: none) is one that stops when what is
+    inside stops the process group, which `pid` does not; `sidecar` is the name of what joins it to the
     world, empty before `wait_until_joined`. Everything is on the loop that start() was given. As the
     first process of its pid namespace `pid` does not hear signals that it does not handle, except
     SIGKILL and SIGSTOP.
@@ -161,6 +162,7 @@ class InetSession:
 
     def __init__(self, loop, on_offline, timeout):
         self.pid = 0
+        self.witness = 0
         self.sidecar = ""
         self._timeout = timeout
         self._joining = None
@@ -219,6 +221,8 @@ class InetSession:
         if self._filter:
             self._filter.close()
             self._filter = None
+        _kill_and_reap(self.witness)
+        self.witness = 0
 
     def _go_offline(self, why: str) -> None:
         """Nothing reaches the world any more: have name look-ups fail at once, too, and say so."""
@@ -263,6 +267,7 @@ def start(
     timeout=10.0,
     resolv_conf="/etc/resolv.conf",
     on_offline=None,
+    scope=None,
 ) -> InetSession:
     """Make the network, have the holder call `exec_payload()`, and begin to join it to the world.
 
@@ -272,7 +277,8 @@ def start(
     happened. What bwrap starts has to wait for `wait_until_joined`. `loop` is an events.Loop.
     `sidecars` are (name, path) pairs to try in order, by default find_sidecars(); `allow` what
     parse_allow returned; `timeout` seconds for each step; `on_offline(message)` is called once if
-    the sidecar ends before close().
+    the sidecar ends before close(). `scope()` is called in the process whose children the holder and
+    the witness are: it restricts both.
 
     Raises Failure, having ended everything that it began.
     """
@@ -295,8 +301,8 @@ def start(
         host_route.close()
         ports = sorted({each[1] for each in allow if each[0] == "host"})
         rules = nftables.rules([each[1:] for each in allow if each[0] == "net"])
-        control, session.pid, descriptors = _start_holder(
-            exec_payload, rules, contents, ports, timeout
+        control, session.pid, session.witness, descriptors = _start_holder(
+            exec_payload, rules, contents, ports, timeout, scope
         )
         route = netlink.Connection(netlink.NETLINK_ROUTE, descriptor=descriptors.pop(0))
         session._filter = nftables.Filter(
@@ -350,8 +356,10 @@ def _hear(control) -> tuple:
 # --- the holder
 
 
-def _start_holder(exec_payload, rules: list, contents: dict, ports: list, timeout: float) -> tuple:
-    """Start the holder: (control socket, pid, descriptors that it handed over; see _hold).
+def _start_holder(
+    exec_payload, rules: list, contents: dict, ports: list, timeout: float, scope=None
+) -> tuple:
+    """Start the holder: (control socket, its pid, the witness's, descriptors handed over; see _hold).
 
     Only a child of a process that did unshare(CLONE_NEWPID) is in the new pid namespace. So the
     launcher's child makes the namespaces, forks the holder and ends, and the launcher adopts it.
@@ -368,11 +376,15 @@ def _start_holder(exec_payload, rules: list, contents: dict, ports: list, timeou
             _signal.set_wakeup_fd(-1)
             libc.die_with(launcher)
             ours.close()
+            witness = 0
+            if scope is not None:
+                scope()
+                witness = _start_witness(launcher)
             _make_namespaces(*identity)
             end_of_maker, held_by_maker = os.pipe()
             holder = os.fork()
             if holder:
-                theirs.send(b"pid %d" % holder)
+                theirs.send(b"pid %d %d" % (holder, witness))
                 os._exit(0)
             # So that the launcher knows the holder before it hears from it.
             os.close(held_by_maker)
@@ -381,12 +393,12 @@ def _start_holder(exec_payload, rules: list, contents: dict, ports: list, timeou
             exec_payload()
             raise Failure("the sandbox did not start", "report this as a bug of claudebox")
     theirs.close()
-    holder, descriptors = 0, []
+    holder, witness, descriptors = 0, 0, []
     try:
         while not (holder and descriptors):
             message, attached = _hear(ours)
             if message.startswith(b"pid "):
-                holder = int(message[4:])
+                holder, witness = [int(pid) for pid in message[4:].split()]
             elif attached:
                 descriptors = attached
             else:
@@ -397,11 +409,33 @@ def _start_holder(exec_payload, rules: list, contents: dict, ports: list, timeou
         ours.close()
         for each in descriptors:
             os.close(each)
-        _kill_and_reap(maker, holder)
+        _kill_and_reap(maker, holder, witness)
         raise
     finally:
         libc.adopt_orphans(False)
-    return ours, holder, descriptors
+    return ours, holder, witness, descriptors
+
+
+def _start_witness(launcher: int) -> int:
+    """Start a process that waits for its end; returns its pid.
+
+    It is in the process group and in the scope of what is inside, and in no pid namespace of its
+    own: the launcher sees it stop, and adopts it as it does the holder.
+    """
+    alive = os.pidfd_open(launcher)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            for number in (_signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM, _signal.SIGHUP):
+                _signal.signal(number, _signal.SIG_IGN)
+            # Every pipe that was inherited would miss its end.
+            os.dup2(alive, 0)
+            os.closerange(1, os.sysconf("SC_OPEN_MAX"))
+            select.select([0], [], [])
+        finally:
+            os._exit(0)
+    os.close(alive)
+    return pid
 
 
 def _kill_and_reap(*pids: int) -> None:
@@ -786,11 +820,11 @@ def _try_tun() -> tuple:
 def _try_namespaces() -> tuple:
     """Make the namespaces and the filter in a process that then ends."""
     try:
-        control, holder, descriptors = _start_holder(
+        control, holder, witness, descriptors = _start_holder(
             lambda: os._exit(0), nftables.rules(), nftables.sets(), [], 10.0
         )
         control.close()
-        _kill_and_reap(holder)
+        _kill_and_reap(holder, witness)
         for each in descriptors:
             os.close(each)
     except (Failure, OSError) as error:

@@ -67,7 +67,6 @@ def test_abstract_sockets_of_the_host_are_out_of_reach(world, tier):
             "python3 -c 'import socket; s = socket.socket(socket.AF_UNIX);"
             f' s.connect("\\0{name}"); print("connected")\''
         )
-        assert world.inside(script, "--network", "full").stdout == "connected\n"
         assert "refused" in world.inside(script, "--network", tier).stderr
 
 

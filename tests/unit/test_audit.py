@@ -16,6 +16,7 @@ import pytest
 from claudebox import Failure, audit
 from claudebox import plan as launch_plan
 from claudebox.printable import printable
+from claudebox.sandbox import landlock
 
 KEY = "sk-ant-api03-" + "x" * 91 + "3f2a"
 
@@ -204,6 +205,16 @@ def test_a_bwrap_that_cannot_forbid_user_namespaces_is_warned_of(sample):
     assert "user namespaces inside" not in shown(sample)
     sample["bwrap"]["disable_userns"] = None
     assert "user namespaces inside" in shown(sample)
+
+
+@pytest.mark.parametrize("tier", ["none", "inet", "full"])
+def test_signals_and_sockets_that_are_not_scoped_are_warned_of(sample, monkeypatch, tier):
+    sample["network"]["tier"] = tier
+    for obstacle in (None, "this kernel is old"):
+        monkeypatch.setattr(landlock, "obstacle", lambda _, found=obstacle: found)
+        text = shown(sample)
+        assert ("! this kernel is old: what runs inside can send signals" in text) is bool(obstacle)
+        assert ("its abstract sockets included" in text) is bool(obstacle and tier == "full")
 
 
 def test_nested_namespaces_are_warned_of(sample):
