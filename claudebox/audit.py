@@ -42,6 +42,11 @@ TOKEN_PREFIXES = (
 )
 SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "APIKEY", "PRIVATE")
 _LIST_LIMIT = 8
+_CURES = {
+    "processes": "be another user than root",
+    "memory": "`systemd-run --user --scope claudebox` may help; when the machine has none left, the"
+    " session is killed first",
+}
 _REASONS = (
     ("project", "project"),
     ("git", "the repository's git directory"),
@@ -137,6 +142,7 @@ def report(plan: dict, environ=os.environ) -> dict:
         warnings.append(
             f"{obstacle}: what runs inside can send signals to the process group of claudebox"
         )
+    warnings.extend(_limit_warnings(plan))
     if plan["bwrap"]["disable_userns"] is None:
         warnings.append(
             "this bwrap cannot forbid further user namespaces inside (bubblewrap 0.8.0 can): the"
@@ -152,11 +158,31 @@ def report(plan: dict, environ=os.environ) -> dict:
         "instance": plan["instance"],
         "profile": plan["profile"],
         "network": plan["network"],
+        "limits": plan["limits"],
         "command": plan["command"],
         "env": variables,
         "mounts": places,
         "warnings": warnings,
     }
+
+
+def _limit_warnings(plan: dict) -> list[str]:
+    """Return what of the plan's limits this host cannot enforce, and which there are none of."""
+    from claudebox.sandbox import limits
+
+    enforceable = limits.enforceable(plan["user"]["uid"])
+    warnings = []
+    for key, name in (("processes", "the number of processes"), ("memory", "memory")):
+        if plan["limits"][key] is None:
+            warnings.append(f"{name} is not limited: the plan says so")
+        elif enforceable[key] is None:
+            warnings.append(
+                f"{name} cannot be limited on this host, which lets no control group be made here:"
+                f" {_CURES[key]}"
+            )
+    if plan["limits"]["tmp"] is None:
+        warnings.append("/tmp and the home directory may grow to half of the machine's memory each")
+    return warnings
 
 
 def _project_warnings(root: str) -> list[str]:
@@ -209,6 +235,7 @@ def table(audit: dict, ink) -> str:
         row("", "joined to the internet by", " or else ".join(network["sidecars"]))
     for exception in network.get("allow", ()):
         row("", ink("warning", f"allowed beyond the tier: {printable(exception)}"))
+    row("limits", _limit_words(audit["limits"]))
     row("profile", printable(audit["profile"]["name"]) if audit["profile"] else "none")
     row("command", printable(" ".join(audit["command"])))
 
@@ -235,6 +262,16 @@ def table(audit: dict, ink) -> str:
         lines.append(ink("heading", "warnings"))
         lines.extend(ink("warning", f"  ! {printable(text)}") for text in audit["warnings"])
     return "\n".join(lines) + "\n"
+
+
+def _limit_words(limits: dict) -> str:
+    words = []
+    if limits["processes"] is not None:
+        words.append(f"{limits['processes']} processes")
+    for key, name in (("memory", "memory"), ("tmp", "/tmp")):
+        if limits[key] is not None:
+            words.append(f"{limits[key] / 2**30:.3g} GiB of {name}")
+    return ", ".join(words) or "none"
 
 
 def _git_words(place: dict, ink) -> str:

@@ -34,7 +34,7 @@ def text(plan: dict) -> str:
 - The project `{_inline(project["root"])}` is yours to read and write, at its real path.
 - `{home}` is an empty home directory that is thrown away when the session ends. Only
   `{home}/.claude` (your own state for this project) and the project last.
-- `/tmp` is private and is thrown away as well. You have no root rights and cannot get any.
+- `/tmp` is private and is thrown away as well. You have no root rights and cannot get any.{_limits(plan["limits"])}
 
 ## Network: `{plan["network"]["tier"]}`
 
@@ -42,7 +42,7 @@ def text(plan: dict) -> str:
 
 ## Tools
 
-{tools} If something is missing, say so: the user can install it outside.
+{tools} If something is missing, say so: the user can install it outside.{_nesting(plan)}
 
 ## Read-only on purpose
 
@@ -57,6 +57,23 @@ not a fault to work around: do not search for them and do not try to leave the s
 needs a credential or a file that is missing, ask the user, who can let it in at the next launch
 (`claudebox --env NAME`).
 """
+
+
+def _limits(limits: dict) -> str:
+    if limits["tmp"] is None:
+        return ""
+    return (
+        f"\n- `/tmp` and the home directory lie in memory and hold {limits['tmp'] >> 20} MiB each."
+    )
+
+
+def _nesting(plan: dict) -> str:
+    if plan["bwrap"]["disable_userns"] is False:
+        return ""
+    return (
+        "\nNo container, mount or namespace can be made here: programs that make a sandbox of their"
+        " own need to be told not to (Chromium: `--no-sandbox`)."
+    )
 
 
 def _exceptions(network: dict) -> str:

@@ -6,7 +6,13 @@ import stat
 from claudebox import Failure, git, host, instance, net, policy, project, protection
 
 _OWN_TARGETS = ("/proc", "/dev", "/etc/claude-code", "/run/claudebox")
-_NEEDED_TARGETS = {"/proc": "proc", "/dev": "dev", "/tmp": "tmpfs", "/run": "tmpfs"}
+_NEEDED_TARGETS = {
+    "/proc": "proc",
+    "/dev": "dev",
+    "/dev/shm": "tmpfs",
+    "/tmp": "tmpfs",
+    "/run": "tmpfs",
+}
 
 
 class Refused(Failure):

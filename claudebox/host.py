@@ -82,6 +82,11 @@ def bwrap(project_root: str) -> dict:
     }
 
 
+def memory() -> int:
+    """Return the bytes of memory that this machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def is_nixos() -> bool:
     """Say whether programs live in /nix/store and /usr holds nothing but `env`."""
     return os.path.exists("/run/current-system/sw/bin") and not os.path.exists("/usr/lib")

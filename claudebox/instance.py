@@ -87,6 +87,7 @@ def resolve(directory: str = ".", repo=False, shell=False, arguments=(), with_cl
         "profile": None,
         "network": {"tier": net.DEFAULT_TIER, "source": "default"},
         "bwrap": host.bwrap(root),
+        "limits": policy.limits(host.memory()),
         "env": _environment(home, path, default_shell, notes),
         "mounts": [
             *system,
@@ -188,6 +189,7 @@ def _generated(user: dict, root: str, identity: git_identity.GitIdentity) -> lis
         {"kind": "proc", "target": "/proc", "reason": "system"},
         *policy.proc_masks(),
         {"kind": "dev", "target": "/dev", "reason": "system"},
+        {"kind": "tmpfs", "target": "/dev/shm", "reason": "system"},
         {"kind": "tmpfs", "target": "/run", "reason": "system"},
         {"kind": "tmpfs", "target": "/tmp", "reason": "system"},
         {"kind": "tmpfs", "target": "/var/tmp", "reason": "system"},

@@ -106,7 +106,7 @@ def _number(value, path):
 
 def _size(value, path):
     if _number(value, path) == 0:
-        raise PlanError(path, "a size in bytes, at least 1, is needed")
+        raise PlanError(path, "a number of at least 1 is needed")
     return value
 
 
@@ -226,6 +226,13 @@ _check_plan = _record(
         ),
         "bwrap": _record(
             {"path": _absolute_path, "disable_userns": _or_null(_boolean), "bind_fd": _boolean}
+        ),
+        "limits": _record(
+            {
+                "processes": _or_null(_size),
+                "memory": _or_null(_size),
+                "tmp": _or_null(_size),
+            }
         ),
         "env": _list(_by_key("source", _VARIABLE_SOURCES)),
         "mounts": _list(_by_key("kind", MOUNTS)),

@@ -101,6 +101,15 @@ MASKED_PROC_FILES = (
     "/proc/timer_list",
 )
 
+# ---------------------------------------------------------------------------- limits
+
+PROCESSES = 4096
+# Parts of the machine's memory.
+MEMORY_SHARE, TMP_SHARE = 3 / 4, 1 / 4
+# What is in memory, as a part of the limit for /tmp, which the home directory has in full. Together
+# they stay below the memory of a session: nothing else bounds them where there is no control group.
+TMPFS_DIVISORS = {"/var/tmp": 2, "/dev/shm": 2, "/run": 16}
+
 # ---------------------------------------------------------------------------- network
 
 # What the tier `inet` does not reach, beside every address and network of the host itself.
@@ -414,6 +423,25 @@ def host_variable_allowed(name: str) -> bool:
 def variable_forbidden(name: str) -> bool:
     """Say whether no one may let this variable in."""
     return name in FORBIDDEN_VARIABLES or name.startswith(FORBIDDEN_VARIABLE_PREFIXES)
+
+
+def limits(memory: int) -> dict:
+    """Return the plan's default `limits` for a machine with `memory` bytes."""
+
+    def part(share):
+        return int(memory * share) >> 20 << 20
+
+    return {"processes": PROCESSES, "memory": part(MEMORY_SHARE), "tmp": part(TMP_SHARE)}
+
+
+def tmpfs_size(mount: dict, tmp: int | None) -> int | None:
+    """Return how many bytes a tmpfs mount holds, None for half of the machine's memory.
+
+    `tmp` is the plan's limit; a mount that says its own size has that.
+    """
+    if "size" in mount or tmp is None:
+        return mount.get("size")
+    return max(1, tmp // TMPFS_DIVISORS.get(mount["target"], 1))
 
 
 def proc_masks() -> list[dict]:

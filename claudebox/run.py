@@ -68,14 +68,32 @@ class _Sandbox:
 
         raise Failure(*diagnosis.explain(words))
 
+    def processes(self) -> list[int]:
+        """Return bwrap, its child, which is pid 1 inside, and the payload at the gate."""
+        first = _children(self.pid)
+        payload = _children(first[0]) if first else []
+        if not payload:
+            raise Failure("the sandbox ended before its payload started", "start it again")
+        return [self.pid, first[0], payload[0]]
+
     def refuse_other_mounts(self, plan: dict) -> None:
         """Raise Failure unless the payload at the gate sees exactly the mounts of `plan`."""
         from claudebox.sandbox import sources
 
-        first = _children(self.pid)
-        if not first:
-            raise Failure("the sandbox ended before its payload started", "start it again")
-        sources.refuse_other_mounts(plan, first[0], self._expected)
+        sources.refuse_other_mounts(plan, self.processes()[1], self._expected)
+
+    def hold_to_limits(self, groups, processes: int | None) -> None:
+        """Limit the payload at the gate, in the control groups and by itself."""
+        from claudebox.sandbox import limits
+
+        of_sandbox = self.processes()
+        try:
+            groups.move(of_sandbox)
+            limits.hold(of_sandbox[2], processes)
+        except OSError as error:
+            raise Failure(
+                f"the sandbox could not be limited: {error.strerror}", "start it again"
+            ) from None
 
     def open_gate(self) -> None:
         """Let the payload start."""
@@ -165,12 +183,12 @@ def launch(plan: dict, protections_are_fresh: bool = False) -> int:
     `protections_are_fresh` is for a plan that this process made just now. Raises Failure if the
     plan breaks the policy or the sandbox cannot be made; nothing of the payload has run then.
     """
-    from claudebox.sandbox import standins, state, watch
+    from claudebox.sandbox import limits, standins, state, watch
 
     enforcement.refuse_unsafe(plan, protections_are_fresh)
     _tidy_descriptors()
     restored = [number for number in _NAMES if _signal.getsignal(number) != _signal.SIG_IGN]
-    sandbox = opened = mirror = terminal = None
+    sandbox = opened = mirror = groups = terminal = None
     locks = []
     started = False
 
@@ -193,7 +211,9 @@ def launch(plan: dict, protections_are_fresh: bool = False) -> int:
         locks = standins.make(plan, opened.directory)
         place = plan["project"]
         loop = _event_loop(plan, mirror)
-        sandbox = _spawn(plan, restored, loop)
+        groups = limits.Groups(plan["limits"])
+        sandbox = _spawn(plan, restored, loop, groups.fork)
+        groups.begin_to_move(sandbox.pid)
         # While bwrap works, which takes longer than all of this.
         state.seed(opened, plan)
         git_identity.remember(plan["user"]["home"])
@@ -202,6 +222,7 @@ def launch(plan: dict, protections_are_fresh: bool = False) -> int:
         terminal = _terminal_modes()
         sandbox.wait_until_ready()
         sandbox.refuse_other_mounts(plan)
+        sandbox.hold_to_limits(groups, plan["limits"]["processes"])
         for number in _FROM_TERMINAL:
             _signal.signal(number, _signal.SIG_IGN)
         if terminal is not None:
@@ -228,6 +249,8 @@ def launch(plan: dict, protections_are_fresh: bool = False) -> int:
             opened.close()
         if sandbox is not None:
             sandbox.leave_network()
+        if groups is not None:
+            groups.close()
 
 
 def _mirror(plan: dict):
@@ -368,8 +391,11 @@ def _descriptors(wanted: list, with_sources: bool) -> tuple[list[int], dict]:
     return files, expected
 
 
-def _spawn(plan: dict, restored: list[int], loop) -> _Sandbox:
-    """Start bwrap, in the `inet` tier in a network of its own, with its payload held at the gate."""
+def _spawn(plan: dict, restored: list[int], loop, fork=os.fork) -> _Sandbox:
+    """Start bwrap, in the `inet` tier in a network of its own, with its payload held at the gate.
+
+    `fork` is called instead of os.fork() for the process that everything else comes from.
+    """
     if not _env_restores_signals():
         restored = []
     arguments = bwrap.arguments(plan)
@@ -407,18 +433,18 @@ def _spawn(plan: dict, restored: list[int], loop) -> _Sandbox:
     network = None
     try:
         if plan["network"]["tier"] == "inet":
-            network = _join_internet(plan, become_bwrap, loop, scope)
+            network = _join_internet(plan, become_bwrap, loop, scope, fork)
             pid = network.pid
         else:
-            pid = _fork(become_bwrap, program, scope)
+            pid = _fork(become_bwrap, program, scope, fork)
     finally:
         for descriptor in (*files, ready_inside, go_inside, errors_inside):
             os.close(descriptor)
     return _Sandbox(pid, ready, go, errors, network, expected)
 
 
-def _fork(become_bwrap, program: str, scope) -> int:
-    pid = os.fork()
+def _fork(become_bwrap, program: str, scope, fork) -> int:
+    pid = fork()
     if pid == 0:
         try:
             if scope is not None:
@@ -431,7 +457,7 @@ def _fork(become_bwrap, program: str, scope) -> int:
     return pid
 
 
-def _join_internet(plan: dict, become_bwrap, loop, scope):
+def _join_internet(plan: dict, become_bwrap, loop, scope, fork):
     from claudebox import command, net
     from claudebox.sandbox import inet
 
@@ -445,6 +471,7 @@ def _join_internet(plan: dict, become_bwrap, loop, scope):
         allow=allowed,
         on_offline=command.complain,
         scope=scope,
+        fork=fork,
     )
 
 

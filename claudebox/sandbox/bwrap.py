@@ -1,6 +1,6 @@
 """The arguments of bwrap: a pure function of the launch plan."""
 
-from claudebox import briefing
+from claudebox import briefing, policy
 from claudebox.sandbox import seccomp
 
 NAMESPACES = (
@@ -68,8 +68,9 @@ def _mount(mount: dict, plan: dict) -> list:
     if kind == "symlink":
         return ["--symlink", mount["source"], target]
     if kind == "tmpfs":
-        size = ["--size", str(mount["size"])] if "size" in mount else []
-        return [*size, "--perms", _tmpfs_mode(target), "--tmpfs", target]
+        size = policy.tmpfs_size(mount, plan["limits"]["tmp"])
+        sized = [] if size is None else ["--size", str(size)]
+        return [*sized, "--perms", _tmpfs_mode(target), "--tmpfs", target]
     if kind == "empty-dir":
         return ["--perms", "0555", "--tmpfs", target, "--remount-ro", target]
     if kind == "proc":
@@ -77,14 +78,15 @@ def _mount(mount: dict, plan: dict) -> list:
     if kind == "mask":
         return ["--ro-bind", "/dev/null", target]
     if kind == "dev":
-        return ["--dev", target]
+        # What bwrap makes there has no size of its own.
+        return ["--dev", target, "--remount-ro", target]
     content = briefing.text(plan) if kind == "briefing" else mount["content"]
     data = Data(target, content.encode("utf-8", "surrogateescape"))
     return ["--perms", "0444", "--ro-bind-data", data, target]
 
 
 def _tmpfs_mode(target: str) -> str:
-    return "1777" if target in ("/tmp", "/var/tmp") else "0755"
+    return "1777" if target in ("/tmp", "/var/tmp", "/dev/shm") else "0755"
 
 
 def by_path(arguments: list) -> list:

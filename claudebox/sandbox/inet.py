@@ -268,6 +268,7 @@ def start(
     resolv_conf="/etc/resolv.conf",
     on_offline=None,
     scope=None,
+    fork=os.fork,
 ) -> InetSession:
     """Make the network, have the holder call `exec_payload()`, and begin to join it to the world.
 
@@ -278,7 +279,7 @@ def start(
     `sidecars` are (name, path) pairs to try in order, by default find_sidecars(); `allow` what
     parse_allow returned; `timeout` seconds for each step; `on_offline(message)` is called once if
     the sidecar ends before close(). `scope()` is called in the process whose children the holder and
-    the witness are: it restricts both.
+    the witness are: it restricts both. `fork()` makes that process.
 
     Raises Failure, having ended everything that it began.
     """
@@ -302,7 +303,7 @@ def start(
         ports = sorted({each[1] for each in allow if each[0] == "host"})
         rules = nftables.rules([each[1:] for each in allow if each[0] == "net"])
         control, session.pid, session.witness, descriptors = _start_holder(
-            exec_payload, rules, contents, ports, timeout, scope
+            exec_payload, rules, contents, ports, timeout, scope, fork
         )
         route = netlink.Connection(netlink.NETLINK_ROUTE, descriptor=descriptors.pop(0))
         session._filter = nftables.Filter(
@@ -357,7 +358,13 @@ def _hear(control) -> tuple:
 
 
 def _start_holder(
-    exec_payload, rules: list, contents: dict, ports: list, timeout: float, scope=None
+    exec_payload,
+    rules: list,
+    contents: dict,
+    ports: list,
+    timeout: float,
+    scope=None,
+    fork=os.fork,
 ) -> tuple:
     """Start the holder: (control socket, its pid, the witness's, descriptors handed over; see _hold).
 
@@ -370,7 +377,7 @@ def _start_holder(
     launcher = os.getpid()
     identity = os.geteuid(), os.getegid()
     libc.adopt_orphans(True)
-    maker = os.fork()
+    maker = fork()
     if maker == 0:
         with _end_of_process(theirs):
             _signal.set_wakeup_fd(-1)

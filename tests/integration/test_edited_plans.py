@@ -60,6 +60,10 @@ EDITS = {
         )
     ),
     "another bwrap": lambda w: lambda plan, _: plan["bwrap"].update(path=f"{w.project}/bwrap"),
+    "what its bwrap cannot do": lambda w: lambda plan, _: plan["bwrap"].update(disable_userns=None),
+    "no shared memory of its own": lambda w: (
+        lambda plan, mounts: plan["mounts"].remove(mounts["/dev/shm"])
+    ),
     "another instance": lambda w: (
         lambda plan, _: plan["instance"].update(root="/other", id="0" * 16)
     ),

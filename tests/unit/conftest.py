@@ -152,6 +152,7 @@ def _sample(home, project):
         "profile": None,
         "network": {"tier": "full", "source": "default"},
         "bwrap": {"path": "/usr/bin/bwrap", "disable_userns": True, "bind_fd": True},
+        "limits": {"processes": 100, "memory": 1 << 30, "tmp": 1 << 28},
         "env": [
             {"name": "TERM", "source": "host"},
             {"name": "ANTHROPIC_API_KEY", "source": "host", "secret": True},

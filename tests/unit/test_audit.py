@@ -16,7 +16,7 @@ import pytest
 from claudebox import Failure, audit
 from claudebox import plan as launch_plan
 from claudebox.printable import printable
-from claudebox.sandbox import landlock
+from claudebox.sandbox import landlock, limits
 
 KEY = "sk-ant-api03-" + "x" * 91 + "3f2a"
 
@@ -217,6 +217,27 @@ def test_signals_and_sockets_that_are_not_scoped_are_warned_of(sample, monkeypat
         assert ("its abstract sockets included" in text) is bool(obstacle and tier == "full")
 
 
+def test_the_limits_are_shown(sample):
+    sample["limits"] = {"processes": 4096, "memory": 18 << 30, "tmp": 3 << 29}
+    assert "limits    4096 processes, 18 GiB of memory, 1.5 GiB of /tmp\n" in shown(sample)
+    sample["limits"] = {"processes": None, "memory": None, "tmp": None}
+    text = shown(sample)
+    assert "limits    none\n" in text
+    assert "! the number of processes is not limited: the plan says so" in text
+    assert "! memory is not limited: the plan says so" in text
+    assert "! /tmp and the home directory may grow" in text
+
+
+@pytest.mark.parametrize("processes", ["group", "process", None])
+@pytest.mark.parametrize("memory", ["group", None])
+def test_a_limit_that_the_host_cannot_enforce_is_warned_of(sample, monkeypatch, processes, memory):
+    found = {"processes": processes, "memory": memory}
+    monkeypatch.setattr(limits, "enforceable", lambda uid: found)
+    text = shown(sample)
+    assert ("! the number of processes cannot be limited" in text) is (processes is None)
+    assert ("! memory cannot be limited" in text) is (memory is None)
+
+
 def test_nested_namespaces_are_warned_of(sample):
     assert "nested namespaces" not in shown(sample)
     sample["bwrap"]["disable_userns"] = False
@@ -292,12 +313,13 @@ def test_the_columns_of_the_environment_are_aligned(sample):
 
 
 def test_the_columns_of_the_head_are_aligned(sample):
-    head = shown(sample).splitlines()[1:7]
+    head = shown(sample).splitlines()[1:8]
     assert [line.split()[0] for line in head] == [
         "project",
         "git",
         "instance",
         "network",
+        "limits",
         "profile",
         "command",
     ]
@@ -505,6 +527,7 @@ def test_the_json_of_the_audit_holds_everything_and_no_secret(sample, monkeypatc
         "instance",
         "profile",
         "network",
+        "limits",
         "command",
         "env",
         "mounts",

@@ -139,14 +139,28 @@ def test_a_mount_from_somewhere_names_source_and_target(sample, kind):
 
 
 def test_a_tmpfs_has_the_mode_of_a_home_directory(sample):
+    sample["limits"]["tmp"] = None
     mount = {"kind": "tmpfs", "target": "/home/u", "reason": "x"}
     assert of_mount(mount, sample) == ["--perms", "0755", "--tmpfs", "/home/u"]
 
 
-@pytest.mark.parametrize("target", ["/tmp", "/var/tmp"])
+@pytest.mark.parametrize("target", ["/tmp", "/var/tmp", "/dev/shm"])
 def test_a_tmpfs_for_everyone_has_the_sticky_bit(sample, target):
+    sample["limits"]["tmp"] = None
     mount = {"kind": "tmpfs", "target": target, "reason": "x"}
     assert of_mount(mount, sample) == ["--perms", "1777", "--tmpfs", target]
+
+
+@pytest.mark.parametrize(
+    ("target", "size"),
+    [("/tmp", 1000), ("/home/u", 1000), ("/var/tmp", 500), ("/dev/shm", 500), ("/run", 62)],
+)
+def test_a_tmpfs_holds_its_part_of_the_plans_limit(sample, target, size):
+    sample["limits"]["tmp"] = 1000
+    mount = {"kind": "tmpfs", "target": target, "reason": "x"}
+    assert of_mount(mount, sample)[:2] == ["--size", str(size)]
+    sample["limits"]["tmp"] = 1
+    assert of_mount(mount, sample)[:2] == ["--size", "1"]
 
 
 def test_the_size_of_a_tmpfs_stands_before_it(sample):
@@ -170,9 +184,9 @@ def test_a_masked_file_is_covered_by_the_null_device(sample):
     assert of_mount(mount, sample) == ["--ro-bind", "/dev/null", "/proc/keys"]
 
 
-def test_the_devices_are_bwraps_own(sample):
+def test_the_devices_are_bwraps_own_and_nothing_else_can_be_put_beside_them(sample):
     mount = {"kind": "dev", "target": "/dev", "reason": "x"}
-    assert of_mount(mount, sample) == ["--dev", "/dev"]
+    assert of_mount(mount, sample) == ["--dev", "/dev", "--remount-ro", "/dev"]
 
 
 @pytest.mark.parametrize("content", ["", "x\n", "ü\udcff\n", "\x1b"])

@@ -1,0 +1,250 @@
+"""Keeps a session to its share of the machine: by control groups where it may make some, else by limits
+of its processes.
+
+cgroups(7): version 2 has one tree, in which a group that passes controllers on holds no processes;
+of version 1 each controller has a tree of its own.
+"""
+
+import os
+from _struct import pack
+
+from claudebox import Failure, mounts
+from claudebox.sandbox import libc
+
+CONTROLLERS = {"processes": "pids", "memory": "memory"}
+_NAME = "claudebox-"
+_RLIMIT_CORE, _RLIMIT_NPROC = 4, 6
+# Half way to what is killed before all others when the machine has no memory left.
+_OOM_SCORE = 500
+
+
+class _Place:
+    """A control group in which a session may have one: its directory, controllers, and version."""
+
+    def __init__(self, directory: str, controllers: list[str], version: int):
+        self.directory = directory
+        self.controllers = controllers
+        self.version = version
+
+
+def enforceable(user: int) -> dict[str, str | None]:
+    """Return for "processes" and "memory" what keeps a session of `user` (a uid) to them.
+
+    "group": a control group; "process": RLIMIT_NPROC, which counts the processes of the session's
+    own user namespace since Linux 5.14, and which binds everybody but root; None: nothing.
+    """
+    found = {controller for place in _places() for controller in place.controllers}
+    result = {key: "group" if name in found else None for key, name in CONTROLLERS.items()}
+    if result["processes"] is None and user != 0:
+        result["processes"] = "process"
+    return result
+
+
+def _places(own="/proc/self/cgroup", table="/proc/self/mountinfo") -> list[_Place]:
+    groups = {}
+    try:
+        with open(own, encoding="utf-8", errors="surrogateescape") as file:
+            for line in file:
+                _, controllers, path = line.rstrip("\n").split(":", 2)
+                for controller in controllers.split(","):
+                    groups[controller] = path
+        with open(table, encoding="utf-8", errors="surrogateescape") as file:
+            trees = [line for line in file if " - cgroup" in line]
+    except OSError:
+        return []
+    places = []
+    for line in trees:
+        fields, _, rest = line.partition(" - ")
+        root, point = map(mounts.plain, fields.split(" ")[3:5])
+        kind, _, options = rest.split()
+        wanted = [each for each in CONTROLLERS.values() if each in options.split(",")]
+        for controller in [""] if kind == "cgroup2" else wanted:
+            path = groups.get(controller)
+            if path is None or not f"{path}/".startswith(root.rstrip("/") + "/"):
+                continue
+            here = (point + path[len(root.rstrip("/")) :]).rstrip("/")
+            if controller:
+                if os.access(here, os.W_OK):
+                    places.append(_Place(here, [controller], 1))
+            else:
+                places += _places_of_version_2(here, point)
+    return places
+
+
+def _places_of_version_2(here: str, top: str) -> list[_Place]:
+    """Return where a sibling or, at the top of the tree, a child of the group `here` can be made."""
+    for directory in [os.path.dirname(here)] if here != top else [here]:
+        try:
+            with open(directory + "/cgroup.subtree_control") as file:
+                passed_on = file.read().split()
+        except OSError:
+            continue
+        controllers = [each for each in CONTROLLERS.values() if each in passed_on]
+        # Whoever moves a process needs to write to this file of the two groups' common ancestor.
+        may_move = os.access(directory + "/cgroup.procs", os.W_OK)
+        if controllers and may_move and os.access(directory, os.W_OK):
+            return [_Place(directory, controllers, 2)]
+    return []
+
+
+class Groups:
+    """The control groups of one session, as far as this host lets it have some; close() removes them."""
+
+    def __init__(self, limits: dict):
+        self._made = []
+        self._to_move = []
+        self._moving = None
+        self._descriptor = None
+        wanted = {CONTROLLERS[key]: limits[key] for key in CONTROLLERS if limits[key] is not None}
+        try:
+            for place in _places():
+                if any(controller in wanted for controller in place.controllers):
+                    self._make(place, wanted)
+        except OSError as error:
+            self.close()
+            raise Failure(
+                f"the session's control group cannot be made: {error.strerror}",
+                "mend that, or launch with no limits",
+            ) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _make(self, place: _Place, wanted: dict) -> None:
+        _forget_killed(place.directory)
+        group = f"{place.directory}/{_NAME}{os.getpid()}"
+        os.mkdir(group, 0o755)
+        self._made.append(group)
+        for controller in place.controllers:
+            if controller in wanted:
+                for name, value in _settings(controller, wanted[controller], place.version):
+                    _write(f"{group}/{name}", value)
+        if place.version == 2:
+            self._descriptor = os.open(group, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        else:
+            self._to_move.append(group)
+
+    def fork(self) -> int:
+        """As os.fork(), with the child in the group of version 2.
+
+        To move a process the kernel waits for all processors, some 10 ms: one that is made in its
+        group need not be moved.
+        """
+        if self._descriptor is None:
+            return os.fork()
+        try:
+            return libc.fork_into(self._descriptor)
+        except OSError:
+            # A container may have no clone3.
+            self._to_move.append(self._made[-1])
+            return os.fork()
+
+    def begin_to_move(self, process: int) -> None:
+        """Move a process beside other work; `move` waits for that, and finds it quickly done again."""
+        if self._to_move:
+            from _thread import allocate_lock, start_new_thread
+
+            self._moving = allocate_lock()
+            self._moving.acquire()
+            start_new_thread(self._move_beside, (process,))
+
+    def _move_beside(self, process: int) -> None:
+        try:
+            self._move([process])
+        except OSError:
+            # `move` tries again, and says so.
+            pass
+        finally:
+            self._moving.release()
+
+    def _wait(self) -> None:
+        if self._moving is not None:
+            self._moving.acquire()
+            self._moving = None
+
+    def _move(self, processes: list[int]) -> None:
+        for group in self._to_move:
+            for process in processes:
+                _write(f"{group}/cgroup.procs", process)
+
+    def move(self, processes: list[int]) -> None:
+        """Move `processes` into the groups that they were not made in."""
+        self._wait()
+        self._move(processes)
+
+    def close(self) -> None:
+        """Remove the groups; to be called when the session has ended."""
+        self._wait()
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+        while self._made:
+            _remove(self._made.pop())
+
+
+def _settings(controller: str, value: int, version: int) -> list[tuple[str, int]]:
+    if controller == "pids":
+        return [("pids.max", value)]
+    if version == 2:
+        return [("memory.max", value), ("memory.swap.max", 0)]
+    return [("memory.limit_in_bytes", value), ("memory.memsw.limit_in_bytes", value)]
+
+
+def _write(path: str, value: int) -> None:
+    try:
+        with open(path, "w") as file:
+            file.write(str(value))
+    except FileNotFoundError:
+        # A kernel that does not count swap has no file for it.
+        if "sw" not in os.path.basename(path):
+            raise
+
+
+def _remove(group: str) -> None:
+    from time import sleep
+
+    for _ in range(50):
+        try:
+            os.rmdir(group)
+            return
+        except FileNotFoundError:
+            return
+        except OSError:
+            # A process that has ended counts until the kernel has put it away.
+            sleep(0.01)
+
+
+def _forget_killed(directory: str) -> None:
+    """Remove the groups of launchers that were killed."""
+    for name in os.listdir(directory):
+        pid = name.removeprefix(_NAME)
+        if pid != name and pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
+            try:
+                os.rmdir(f"{directory}/{name}")
+            except OSError:
+                continue
+
+
+def hold(process: int, processes: int | None) -> None:
+    """Limit `process` and what comes after it: the number of processes, core dumps, and when to kill it.
+
+    The number counts the processes of its own user namespace, because it is set from outside when
+    that namespace is there already. No core dump: with core_pattern's `|` the kernel would start a
+    program outside, as root, for what crashes inside; 1 is the value that prevents that (core(5)).
+    When memory is short the kernel kills these processes before those of the host.
+    """
+    _limit(process, _RLIMIT_CORE, 1)
+    if processes is not None:
+        _limit(process, _RLIMIT_NPROC, processes)
+    with open(f"/proc/{process}/oom_score_adj", "r+") as file:
+        if int(file.read()) < _OOM_SCORE:
+            file.seek(0)
+            file.write(str(_OOM_SCORE))
+
+
+def _limit(process: int, resource: int, value: int) -> None:
+    try:
+        libc.call("prlimit", process, resource, pack("QQ", value, value), None)
+    except PermissionError:
+        # The host's own hard limit is lower.
+        pass
