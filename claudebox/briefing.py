@@ -34,7 +34,8 @@ def text(plan: dict) -> str:
 - The project `{_inline(project["root"])}` is yours to read and write, at its real path.
 - `{home}` is an empty home directory that is thrown away when the session ends. Only
   `{home}/.claude` (your own state for this project) and the project last.
-- `/tmp` is private and is thrown away as well. You have no root rights and cannot get any.{_limits(plan["limits"])}
+- `/tmp` is private and is thrown away as well.{_limits(plan["limits"])}
+- You have no root rights and cannot get any.
 
 ## Network: `{plan["network"]["tier"]}`
 

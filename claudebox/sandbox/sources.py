@@ -53,31 +53,87 @@ def refuse_other_mounts(plan: dict, process: int, expected: dict[str, os.stat_re
     """Raise Failure unless `process`, which is inside, sees exactly the mounts of `plan`.
 
     `expected` has for each bind mount's target the status of its source. A mount point of the plan
-    that is not in the table, or one too many, is what a followed link leaves.
+    that is not in the table, or one too many, is what a followed link leaves. What is to be
+    read-only has to be, with all that was mounted below its source.
     """
-    with open(f"/proc/{process}/mountinfo", "rb") as table:
-        inside = {mounts.plain(os.fsdecode(line).split(" ")[4]) for line in table}
-    wanted = {mount["target"] for mount in plan["mounts"] if mount["kind"] != "symlink"}
-    missing = wanted - inside
+    inside, outside = _table(process), _table("self")
+    wanted = {mount["target"]: mount for mount in plan["mounts"] if mount["kind"] != "symlink"}
+    missing = wanted.keys() - inside.keys()
     if missing:
         raise _changed(f"{min(missing)} is not mounted")
-    sources = [(m["source"], m["target"]) for m in plan["mounts"] if m["kind"].endswith("bind")]
-    along = {
-        target + point[len(source) :]
-        for point, _ in mounts.table()
-        for source, target in sources
-        if point.startswith(source + "/")
-    }
-    for point in inside - wanted - along:
+    along = _along(plan, outside)
+    host_devices = {mount.device for mount in outside.values()}
+    for point in inside.keys() - wanted.keys() - along.keys():
         if point != "/" and not point.startswith(("/proc/", "/dev/")):
             raise _changed(f"{point} is mounted, which the plan does not say")
-    for target, status in expected.items():
+    read_only = {"/", "/proc/sys"}
+    read_only.update(target for target, mount in wanted.items() if mount["kind"] in _READ_ONLY)
+    read_only.update(point for point, kind in along.items() if kind == "ro-bind")
+    for point in sorted(read_only):
+        if point in inside and "ro" not in inside[point].options:
+            raise _changed(f"{point} can be written")
+    for target, mount in wanted.items():
         try:
             found = os.stat(f"/proc/{process}/root{target}", follow_symlinks=False)
         except OSError as error:
             raise _changed(f"{target} cannot be looked at: {error.strerror}") from None
-        if not os.path.samestat(found, status):
+        if target in expected:
+            same = os.path.samestat(found, expected[target])
+        else:
+            there = inside[target]
+            if mount["kind"] == "mask":
+                same = found.st_rdev == _NULL
+            else:
+                # New, of its kind, and what is seen there.
+                same = (there.device, there.kind) == (found.st_dev, _FILE_SYSTEMS[mount["kind"]])
+                same = same and there.device not in host_devices
+        if not same:
             raise _changed(f"{target} is not what was to be mounted there")
+
+
+_READ_ONLY = ("ro-bind", "file", "briefing", "empty-dir", "mask", "dev")
+_FILE_SYSTEMS = {
+    "proc": "proc",
+    **dict.fromkeys(("tmpfs", "empty-dir", "file", "briefing", "dev"), "tmpfs"),
+}
+# /dev/null, of which a mask is made.
+_NULL = os.makedev(1, 3)
+
+
+class _Mount:
+    """What a line of mountinfo says of a mount."""
+
+    __slots__ = ("device", "kind", "options")
+
+    def __init__(self, device: int, kind: str, options: list[str]):
+        self.device = device
+        self.kind = kind
+        self.options = options
+
+
+def _table(process: int | str) -> dict[str, _Mount]:
+    """Return the mounts that `process` sees by mount point: of two on one the later, which lies above."""
+    found = {}
+    with open(f"/proc/{process}/mountinfo", "rb") as table:
+        for line in table:
+            words = os.fsdecode(line).split(" ")
+            major, _, minor = words[2].partition(":")
+            kind = words[words.index("-", 6) + 1]
+            found[mounts.plain(words[4])] = _Mount(
+                os.makedev(int(major), int(minor)), kind, words[5].split(",")
+            )
+    return found
+
+
+def _along(plan: dict, outside: dict[str, _Mount]) -> dict[str, str]:
+    """Return what a bind mount brings along, mounts below its source: mount point → the bind's kind."""
+    binds = [mount for mount in plan["mounts"] if mount["kind"] in ("bind", "ro-bind")]
+    return {
+        mount["target"] + point[len(mount["source"]) :]: mount["kind"]
+        for point in outside
+        for mount in binds
+        if point.startswith(mount["source"] + "/")
+    }
 
 
 def _changed(what: str) -> Failure:
