@@ -21,9 +21,6 @@ _SYSCTL_DIRECTORY = "/etc/sysctl.d"
 # A number of namespaces for each user; the kernel's own default goes by the memory.
 _ALLOWING = {diagnosis.MAXIMUM: "28633", diagnosis.CLONE: "1"}
 _NIX_SOCKET = "/nix/var/nix/daemon-socket/socket"
-# Linux 6.12, the first that keeps abstract sockets and signals in (landlock(7)).
-_LANDLOCK_SCOPES = 6
-_LANDLOCK_CREATE_RULESET, _LANDLOCK_VERSION = 444, 1
 
 
 class Finding:
@@ -323,16 +320,13 @@ def _container(this: Host):
 
 
 def _kernel(_this: Host):
-    from claudebox.sandbox import libc
+    from claudebox.sandbox import landlock
 
-    try:
-        landlock = libc.call("syscall", _LANDLOCK_CREATE_RULESET, 0, 0, _LANDLOCK_VERSION)
-    except OSError:
-        landlock = 0
-    if landlock >= _LANDLOCK_SCOPES:
-        yield Finding("landlock", OK, f"version {landlock}")
+    version = landlock.version()
+    if version >= landlock.VERSION_WITH_SCOPES:
+        yield Finding("landlock", OK, f"version {version}")
     else:
-        found = f"version {landlock}" if landlock else "not in this kernel, or switched off"
+        found = f"version {version}" if version else "not in this kernel, or switched off"
         yield Finding(
             "landlock",
             WARNING,
@@ -349,6 +343,26 @@ def _kernel(_this: Host):
             "the kernel does not say that it filters system calls",
             advice="a kernel with CONFIG_SECCOMP_FILTER does",
         )
+
+
+def _limits(_this: Host):
+    from claudebox.sandbox import limits
+
+    enforceable = limits.enforceable(os.getuid())
+    lacking = [key for key, how in enforceable.items() if how is None]
+    if not lacking:
+        how = "a control group of each session's own"
+        if enforceable["processes"] == "process":
+            how = "RLIMIT_NPROC, memory by a control group"
+        yield Finding("limits", OK, f"held by {how}")
+        return
+    yield Finding(
+        "limits",
+        WARNING,
+        f"{' and '.join(lacking)} cannot be limited: no control group can be made here",
+        advice="where systemd manages the user's programs, as in a terminal of a desktop, they can;"
+        " elsewhere start sessions with `systemd-run --user --scope claudebox`",
+    )
 
 
 # ---------------------------------------------------------------------------- the network
@@ -563,6 +577,7 @@ CHECKS = (
     _user_namespaces,
     _container,
     _kernel,
+    _limits,
     _inet,
     _claude,
     _credentials,

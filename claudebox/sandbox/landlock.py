@@ -10,7 +10,15 @@ from claudebox.sandbox import libc
 _CREATE_RULESET, _RESTRICT_SELF = 444, 446
 _CREATE_RULESET_VERSION = 1
 # LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET and LANDLOCK_SCOPE_SIGNAL came with version 6, Linux 6.12.
-_SCOPES, _VERSION_WITH_SCOPES = 0b11, 6
+_SCOPES, VERSION_WITH_SCOPES = 0b11, 6
+
+
+def version() -> int:
+    """Return the version of the kernel's Landlock, 0 if it has none."""
+    try:
+        return libc.call("syscall", _CREATE_RULESET, None, 0, _CREATE_RULESET_VERSION)
+    except OSError:
+        return 0
 
 
 def obstacle(bwrap: str) -> str | None:
@@ -19,11 +27,7 @@ def obstacle(bwrap: str) -> str | None:
     Whoever restricts itself gives up what a set-user-ID program, or one with file capabilities,
     would get: such a bwrap could not make a sandbox any more.
     """
-    try:
-        version = libc.call("syscall", _CREATE_RULESET, None, 0, _CREATE_RULESET_VERSION)
-    except OSError:
-        version = 0
-    if version < _VERSION_WITH_SCOPES:
+    if version() < VERSION_WITH_SCOPES:
         return "this kernel has no Landlock that scopes signals and sockets (Linux 6.12 can have)"
     if _gives_rights(bwrap):
         return f"{bwrap} gets its rights from its file, which Landlock would take away"

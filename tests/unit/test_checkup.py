@@ -257,6 +257,21 @@ def test_an_old_landlock_is_a_warning(this, settings, monkeypatch, version, verd
     assert found["landlock"][0] == verdict and found["seccomp"][0] == OK
 
 
+@pytest.mark.parametrize(
+    ("processes", "memory", "verdict"),
+    [
+        ("group", "group", OK),
+        ("process", "group", OK),
+        ("process", None, WARNING),
+        (None, None, WARNING),
+    ],
+)
+def test_limits_that_cannot_be_held_are_a_warning(this, monkeypatch, processes, memory, verdict):
+    found = {"processes": processes, "memory": memory}
+    monkeypatch.setattr("claudebox.sandbox.limits.enforceable", lambda _: found)
+    assert look(checkup._limits, this)["limits"][0] == verdict
+
+
 def test_a_kernel_without_system_call_filters_is_a_warning(this, settings):
     assert look(checkup._kernel, this)["seccomp"][0] == WARNING
 
