@@ -89,7 +89,7 @@ class _Sandbox:
         of_sandbox = self.processes()
         try:
             groups.move(of_sandbox)
-            limits.hold(of_sandbox[2], processes)
+            limits.hold(of_sandbox, processes)
         except OSError as error:
             raise Failure(
                 f"the sandbox could not be limited: {error.strerror}", "start it again"

@@ -225,18 +225,20 @@ def _forget_killed(directory: str) -> None:
                 continue
 
 
-def hold(process: int, processes: int | None) -> None:
-    """Limit `process` and what comes after it: the number of processes, core dumps, and when to kill it.
+def hold(sandbox: list[int], processes: int | None) -> None:
+    """Limit the processes of a sandbox, and what comes after the last of them, its payload.
 
-    The number counts the processes of its own user namespace, because it is set from outside when
-    that namespace is there already. No core dump: with core_pattern's `|` the kernel would start a
-    program outside, as root, for what crashes inside; 1 is the value that prevents that (core(5)).
-    When memory is short the kernel kills these processes before those of the host.
+    The number of processes counts those of the payload's user namespace, because it is set from
+    outside when that namespace is there already. No core dump: with core_pattern's `|` the kernel
+    would start a program outside, as root, for what crashes inside; 1 is the value that prevents
+    that (core(5)). When memory is short the kernel kills the payload before programs of the host.
     """
-    _limit(process, _RLIMIT_CORE, 1)
+    for process in sandbox:
+        _limit(process, _RLIMIT_CORE, 1)
+    payload = sandbox[-1]
     if processes is not None:
-        _limit(process, _RLIMIT_NPROC, processes)
-    with open(f"/proc/{process}/oom_score_adj", "r+") as file:
+        _limit(payload, _RLIMIT_NPROC, processes)
+    with open(f"/proc/{payload}/oom_score_adj", "r+") as file:
         if int(file.read()) < _OOM_SCORE:
             file.seek(0)
             file.write(str(_OOM_SCORE))

@@ -113,6 +113,12 @@ def test_the_default_limits_stand_and_cannot_be_raised(world, tier):
     assert shown.endswith("\n500\nkept\nkept\n")
 
 
+def test_no_process_of_a_sandbox_can_dump_core(world):
+    shown = world.inside("grep -h 'core file' /proc/[0-9]*/limits").stdout
+    assert {tuple(line.split()[4:6]) for line in shown.splitlines()} == {("1", "1")}
+    assert len(shown.splitlines()) >= 2
+
+
 def test_what_is_not_to_be_limited_is_not(world):
     result = limited(
         world, "ulimit -u; df --output=size /tmp", processes=None, memory=None, tmp=None
