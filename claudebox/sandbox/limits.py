@@ -72,19 +72,25 @@ def _places(own="/proc/self/cgroup", table="/proc/self/mountinfo") -> list[_Plac
 
 
 def _places_of_version_2(here: str, top: str) -> list[_Place]:
-    """Return where a sibling or, at the top of the tree, a child of the group `here` can be made."""
-    for directory in [os.path.dirname(here)] if here != top else [here]:
+    """Return the nearest group above `here` that passes controllers on and that we may use.
+
+    At the top of the tree that can be `here` itself.
+    """
+    directory = here
+    while True:
+        directory = os.path.dirname(directory) if directory != top else top
         try:
             with open(directory + "/cgroup.subtree_control") as file:
                 passed_on = file.read().split()
         except OSError:
-            continue
+            passed_on = []
         controllers = [each for each in CONTROLLERS.values() if each in passed_on]
-        # Whoever moves a process needs to write to this file of the two groups' common ancestor.
+        # Whoever moves a process writes to this file of the two groups' common ancestor.
         may_move = os.access(directory + "/cgroup.procs", os.W_OK)
         if controllers and may_move and os.access(directory, os.W_OK):
             return [_Place(directory, controllers, 2)]
-    return []
+        if directory == top:
+            return []
 
 
 class Groups:

@@ -60,6 +60,14 @@ def test_in_version_2_the_group_is_a_sibling_of_ours(tree):
     assert tree("/user/app/term.scope") == [("/user/app", ["pids", "memory"], 2)]
 
 
+def test_in_version_2_the_nearest_group_above_that_passes_controllers_on_is_taken(tree, tmp_path):
+    assert tree("/user/app/konsole/tab") == [("/user/app/konsole", ["pids", "memory"], 2)]
+    for name in ("/user/app/konsole", "/user/app"):
+        (tmp_path / f"cgroup{name}/cgroup.subtree_control").write_text("cpu\n")
+    places = limits._places(str(tmp_path / "own"), str(tmp_path / "table"))
+    assert [place.directory for place in places] == [str(tmp_path / "cgroup/user")]
+
+
 def test_at_the_top_of_version_2_the_group_is_a_child(tree):
     assert tree("/") == [("", ["pids", "memory"], 2)]
 
