@@ -3,7 +3,9 @@
 A process below the launcher, the holder, closes a network namespace of its own with the filter and
 waits until the launcher relays DNS for it; then it becomes bwrap, and while bwrap works a sidecar
 (pasta, else slirp4netns) joins the namespace to the world. bwrap's payload waits for both, and lives
-in a user namespace below the holder's, so that it has no power over the network namespace.
+in a user namespace below the holder's, so that it has no power over the network namespace. The
+sidecar finds the namespace by another process in it, the witness: that of bwrap 0.12 cannot be
+opened in /proc.
 
 The holder is also the first process of a pid namespace, so that its end is the end of everything
 that bwrap started: killed in its first moments, bwrap 0.8 may leave a child that waits for ever.
@@ -153,7 +155,7 @@ def _not_allowable(text: str, why: str) -> Failure:
 class InetSession:
     """A started inet tier: the holder, which is bwrap by now, its sidecar, relays and filter.
 
-    `pid` is a child of the caller, who reaps it; `witness` (0: none) is one that stops when what is
+    `pid` is a child of the caller, who reaps it; `witness` is one that stops when what is
     inside stops the process group, which `pid` does not; `sidecar` is the name of what joins it to the
     world, empty before `wait_until_joined`. Everything is on the loop that start() was given. As the
     first process of its pid namespace `pid` does not hear signals that it does not handle, except
@@ -315,7 +317,7 @@ def start(
             # Told by their ports: there is one listener where the kernel has no IPv6.
             chosen = [each for each in sockets if each.getsockname()[1] == port]
             session._relays.append(PortRelay(loop, chosen, port))
-        session._joining = _Joining(session.pid, sidecars, route)
+        session._joining = _Joining(session.witness, sidecars, route)
         control.send(b"go")
         session._joining.begin()
         _hear(control)
@@ -369,7 +371,7 @@ def _start_holder(
     """Start the holder: (control socket, its pid, the witness's, descriptors handed over; see _hold).
 
     Only a child of a process that did unshare(CLONE_NEWPID) is in the new pid namespace. So the
-    launcher's child makes the namespaces, forks the holder and ends, and the launcher adopts it.
+    launcher's child makes the namespaces, forks both and ends, and the launcher adopts them.
     """
     kind = _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, kind)
@@ -383,11 +385,12 @@ def _start_holder(
             _signal.set_wakeup_fd(-1)
             libc.die_with(launcher)
             ours.close()
-            witness = 0
             if scope is not None:
                 scope()
-                witness = _start_witness(launcher)
             _make_namespaces(*identity)
+            witness = _start_witness(launcher)
+            # In the pid namespace the witness would hold up the end of the holder.
+            libc.unshare(libc.CLONE_NEWPID)
             end_of_maker, held_by_maker = os.pipe()
             holder = os.fork()
             if holder:
@@ -426,8 +429,8 @@ def _start_holder(
 def _start_witness(launcher: int) -> int:
     """Start a process that waits for its end; returns its pid.
 
-    It is in the process group and in the scope of what is inside, and in no pid namespace of its
-    own: the launcher sees it stop, and adopts it as it does the holder.
+    It is in the process group, the network namespace and the scope of what is inside, and in no pid
+    namespace of its own: the launcher sees it stop, and adopts it as it does the holder.
     """
     alive = os.pidfd_open(launcher)
     pid = os.fork()
@@ -516,12 +519,9 @@ def _hold(control, rules: list, contents: dict, ports: list) -> None:
 
 
 def _make_namespaces(uid: int, gid: int) -> None:
-    """Become uid and gid 0 of a new user namespace, owner of a network namespace that is new, too.
-
-    The next child is the first process of a new pid namespace.
-    """
+    """Become uid and gid 0 of a new user namespace, owner of a network namespace that is new, too."""
     try:
-        libc.unshare(libc.CLONE_NEWUSER | libc.CLONE_NEWNET | libc.CLONE_NEWPID)
+        libc.unshare(libc.CLONE_NEWUSER | libc.CLONE_NEWNET)
         # slirp4netns does setegid(0) in this namespace; setgroups has to be denied before gid_map.
         _write("/proc/self/setgroups", b"deny")
         _write("/proc/self/uid_map", b"0 %d 1" % uid)
@@ -597,10 +597,10 @@ def find_sidecars(names=SIDECARS) -> list:
 
 
 class _Joining:
-    """The attempt to have one of the sidecars join the holder's namespace to the world."""
+    """The attempt to have one of the sidecars join the witness's namespace to the world."""
 
-    def __init__(self, holder: int, sidecars, route: netlink.Connection):
-        self._holder = holder
+    def __init__(self, witness: int, sidecars, route: netlink.Connection):
+        self._witness = witness
         self._remaining = list(sidecars)
         self._route = route
         self._process = None
@@ -610,7 +610,7 @@ class _Joining:
         """Start the next sidecar."""
         name, path = self._remaining.pop(0)
         try:
-            self._process = _Sidecar(name, path, self._holder)
+            self._process = _Sidecar(name, path, self._witness)
         except OSError as error:
             self._complaints.append(f"{name}: {error}")
 
@@ -667,9 +667,9 @@ def _add_ipv6(route: netlink.Connection, index: int) -> None:
 
 
 class _Sidecar:
-    """A running pasta or slirp4netns that serves the network namespace of the holder."""
+    """A running pasta or slirp4netns that serves the network namespace of a process."""
 
-    def __init__(self, name: str, path: str, holder: int):
+    def __init__(self, name: str, path: str, process: int):
         self.name = name
         self._ready, ready = os.pipe()
         self._words, words = os.pipe()
@@ -677,10 +677,10 @@ class _Sidecar:
         # Nobody reads this pipe before the end: a sidecar with much to say must not wait for us.
         os.set_blocking(words, False)
         if name == "slirp4netns":
-            arguments = [path, *_slirp_options(ready, exit_reader), str(holder), TAP]
+            arguments = [path, *_slirp_options(ready, exit_reader), str(process), TAP]
             handed, output = (ready, exit_reader), -1
         else:
-            arguments = [path, *_pasta_options(holder)]
+            arguments = [path, *_pasta_options(process)]
             handed, output = (), ready
         self.pid = _spawn(arguments, output, words, handed)
         self.pidfd = os.pidfd_open(self.pid)
@@ -742,17 +742,18 @@ class _Sidecar:
             os.close(each)
 
 
-def _pasta_options(holder: int) -> list:
+def _pasta_options(process: int) -> list:
     # Without the four "none" it would forward ports in both directions, past the filter. Its pid
-    # file is written when the tap is configured: as a pipe on its stdout it tells that. Only
-    # options that pasta of 2023-03 (Debian 12) knows.
-    options = ["-P", "/proc/self/fd/1", "--config-net", "-q", "-f", "-I", TAP]
+    # file is written when the tap is configured: as a pipe on its stdout it tells that. It is not
+    # to end with the process that shows it the namespace. Only options that pasta of 2023-03
+    # (Debian 12) knows.
+    options = ["-P", "/proc/self/fd/1", "--config-net", "-q", "-f", "-I", TAP, "--no-netns-quit"]
     options += ["-t", "none", "-u", "none", "-T", "none", "-U", "none", "--no-map-gw"]
     options += ["-a", _ADDRESS, "-n", "24", "-g", _GATEWAY]
     options += ["-a", _PASTA_ADDRESS6, "-g", _PASTA_GATEWAY6]
     if os.geteuid() == 0:
         options += ["--runas", "0:0"]  # else it becomes nobody and may not enter the namespaces
-    return [*options, "--userns", f"/proc/{holder}/ns/user", "--netns", f"/proc/{holder}/ns/net"]
+    return [*options, "--userns", f"/proc/{process}/ns/user", "--netns", f"/proc/{process}/ns/net"]
 
 
 def _slirp_options(ready: int, exit_reader: int) -> list:

@@ -251,6 +251,8 @@ def _with_answers(claude: int, plan: dict, environ) -> str | None:
     if text is not None and text.strip():
         try:
             configuration = json_text.loads(text)
+            # What is nested too deeply to be written again is as good as broken.
+            json_text.dumps(configuration)
         except (ValueError, RecursionError):
             configuration = None
     if not isinstance(configuration, dict):
