@@ -114,9 +114,9 @@ def _dispatch(name: str, arguments: list[str], program: str) -> int:
         candidate = f"{directory}/{wanted}"
         if "/" not in name and os.access(candidate, os.X_OK) and os.path.isfile(candidate):
             os.execv(candidate, [candidate, *arguments])
-    from claudebox import plan
+    from claudebox import schema
 
-    hint = plan.nearest(name, _known(own))
+    hint = schema.nearest(name, _known(own))
     raise Failure(
         f'"{name}" is not a claudebox subcommand{hint}', "see `claudebox --help`", status=2
     )

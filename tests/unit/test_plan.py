@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from claudebox import Failure, plan
+from claudebox import Failure, plan, schema
 
 
 @pytest.fixture
@@ -397,4 +397,4 @@ def test_a_plan_of_exactly_the_size_limit_is_read(sample, monkeypatch):
     [("instanc", ' (did you mean "instance"?)'), ("zzz", ""), (None, ""), (3, ""), ([], "")],
 )
 def test_the_nearest_choice_is_suggested_only_if_there_is_one(word, hint):
-    assert plan.nearest(word, ["instance", "audit"]) == hint
+    assert schema.nearest(word, ["instance", "audit"]) == hint
