@@ -87,6 +87,8 @@ def resolve(directory: str = ".", repo=False, shell=False, arguments=(), with_cl
         "profile": None,
         "network": {"tier": net.DEFAULT_TIER, "source": "default"},
         "bwrap": host.bwrap(root),
+        "limits": {"processes": None, "memory": None, "tmp": None},
+        "packages": [],
         "env": _environment(home, path, default_shell, notes),
         "mounts": [
             *system,
@@ -97,6 +99,7 @@ def resolve(directory: str = ".", repo=False, shell=False, arguments=(), with_cl
             {"kind": "bind", "source": root, "target": root, "reason": "project"},
             *protected,
         ],
+        "hide": [],
         "command": command,
         "notes": notes,
     }

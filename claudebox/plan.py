@@ -54,6 +54,14 @@ _VARIABLE_SOURCES = {
         {"name": schema.variable_name, "source": schema.choice("host")},
         {"secret": schema.boolean, "reason": schema.line},
     ),
+    "profile": schema.record(
+        {
+            "name": schema.variable_name,
+            "source": schema.choice("profile"),
+            "value": schema.text,
+            "reason": schema.line,
+        }
+    ),
     "claudebox": schema.record(
         {"name": schema.variable_name, "source": schema.choice("claudebox"), "value": schema.text}
     ),
@@ -88,7 +96,9 @@ _check_plan = schema.record(
                 "home": schema.absolute_path,
             }
         ),
-        "profile": schema.or_null(schema.record({"name": schema.line})),
+        "profile": schema.or_null(
+            schema.record({"name": schema.line, "chain": schema.list_of(schema.line)})
+        ),
         "network": schema.record(
             {"tier": schema.choice(*TIERS), "source": schema.line},
             {
@@ -103,8 +113,25 @@ _check_plan = schema.record(
                 "bind_fd": schema.boolean,
             }
         ),
+        "limits": schema.record(
+            {
+                "processes": schema.or_null(schema.count),
+                "memory": schema.or_null(schema.size),
+                "tmp": schema.or_null(schema.size),
+            }
+        ),
+        "packages": schema.list_of(
+            schema.record(
+                {
+                    "reference": schema.line,
+                    "paths": schema.list_of(schema.absolute_path),
+                    "reason": schema.line,
+                }
+            )
+        ),
         "env": schema.list_of(schema.by_key("source", _VARIABLE_SOURCES)),
         "mounts": schema.list_of(schema.by_key("kind", MOUNTS)),
+        "hide": schema.list_of(schema.record({"pattern": schema.line, "reason": schema.line})),
         "command": schema.list_of(schema.text),
         "notes": schema.list_of(schema.line),
     }

@@ -118,6 +118,13 @@ def number(value, path):
     return value
 
 
+def count(value, path):
+    """Check a whole number from 1 on."""
+    if number(value, path) == 0:
+        raise Mismatch(path, "a whole number from 1 on is needed")
+    return value
+
+
 def size(value, path):
     """Check a number of bytes, at least 1."""
     if number(value, path) == 0:

@@ -152,6 +152,8 @@ def _sample(home, project):
         "profile": None,
         "network": {"tier": "full", "source": "default"},
         "bwrap": {"path": "/usr/bin/bwrap", "disable_userns": True, "bind_fd": True},
+        "limits": {"processes": None, "memory": None, "tmp": None},
+        "packages": [],
         "env": [
             {"name": "TERM", "source": "host"},
             {"name": "ANTHROPIC_API_KEY", "source": "host", "secret": True},
@@ -183,6 +185,7 @@ def _sample(home, project):
             },
             {"kind": "empty-dir", "target": f"{project}/.git", "reason": "protected"},
         ],
+        "hide": [],
         "command": ["claude", "--dangerously-skip-permissions"],
         "notes": ["a note"],
     }
