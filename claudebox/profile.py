@@ -103,6 +103,12 @@ def _with_profile(plan: dict, name: str, environ, devshell) -> dict:
 def _with_settings(plan: dict, settings: dict, reason: str) -> dict:
     if not settings:
         return plan
+    for variable in plan["env"]:
+        if variable["source"] == "claudebox" and variable["name"] in settings:
+            raise Failure(
+                f"{reason.replace(':', ' ')} sets {variable['name']}, which claudebox sets",
+                "leave it out",
+            )
     env = [variable for variable in plan["env"] if variable["name"] not in settings]
     for name, value in settings.items():
         env.append({"name": name, "source": "profile", "value": value, "reason": reason})
@@ -176,7 +182,9 @@ def _with_packages(plan: dict, references: list[str], devshell, reason: str) -> 
     packages, variables, directories = list(plan["packages"]), {}, []
     if devshell:
         wanted = devshell if isinstance(devshell, str) else None
-        directories, variables = nix.devshell(wanted, root, home)
+        # What the plan says of a daemon that does not sandbox its builds holds here as well.
+        trust = {"trust": True} if (plan.get("nix") or {}).get("trust") else {}
+        directories, variables = nix.devshell(wanted, root, home, **trust)
         packages.append({"reference": wanted or root, "paths": directories, "reason": "devshell"})
     if references:
         paths = nix.packages(references, home, root)
@@ -185,7 +193,12 @@ def _with_packages(plan: dict, references: list[str], devshell, reason: str) -> 
             directories = [*directories, *paths[name]]
     targets = {mount["target"] for mount in plan["mounts"]}
     store = [mount for mount in nix.store_mounts() if mount["target"] not in targets]
-    refused = {name for name in variables if not _is_name(name) or policy.variable_refusal(name)}
+    own = {variable["name"] for variable in plan["env"] if variable["source"] == "claudebox"}
+    refused = {
+        name
+        for name in variables
+        if name in own or not _is_name(name) or policy.variable_refusal(name)
+    }
     env = [v for v in plan["env"] if v["name"] not in variables or v["name"] in refused]
     env = [
         {**variable, "value": ":".join((*dict.fromkeys(directories), variable["value"]))}

@@ -171,7 +171,8 @@ def _reference(value, path):
 
 def _devshell(value, path):
     if isinstance(value, str):
-        return _reference(value, path)
+        # `#NAME` is one of the project's own flake.
+        return _reference(value.removeprefix("#"), path) and value
     if not isinstance(value, bool):
         raise schema.Mismatch(
             path, f"true, false or a flake reference is needed, this is {schema.kind(value)}"

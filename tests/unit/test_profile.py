@@ -137,6 +137,14 @@ def test_what_is_set_stands_in_the_plan_and_replaces_the_hosts(base, write):
         }
 
 
+def test_what_claudebox_sets_in_this_plan_is_not_replaced(base, write):
+    write("web", {"set": {"NIX_CONFIG": "sandbox = false"}})
+    plan = base()
+    plan["env"].append({"name": "NIX_CONFIG", "source": "claudebox", "value": "x"})
+    with pytest.raises(Failure, match="profile web sets NIX_CONFIG, which claudebox sets"):
+        profile.apply(plan, "web")
+
+
 def test_a_name_with_a_star_can_be_given_for_one_launch(base):
     environ = {"NPM_A": "1", "NPM_B": "2"}
     plan = apply(base(), variables=["NPM_*"], environ=environ)

@@ -256,6 +256,7 @@ def test_an_empty_profile_is_one():
         ('{"packages": ["a b"]}', ".packages[0]: "),
         ('{"devshell": 1}', ".devshell: true, false or a flake reference is needed"),
         ('{"devshell": "--impure"}', ".devshell: "),
+        ('{"devshell": "#"}', ".devshell: "),
         ('{"limits": {"memory": "8Q"}}', '.limits.memory: "8Q": a number is needed, then K, M'),
         ('{"limits": {"memory": "0G"}}', ".limits.memory: a size in bytes, at least 1"),
         ('{"limits": {"memory": "-1"}}', ".limits.memory: "),
@@ -296,6 +297,11 @@ def test_a_secret_in_a_profile_is_refused_with_the_reason_and_not_repeated(direc
 )
 def test_sizes_can_have_a_unit(text, number):
     assert profiles.checked({"limits": {"memory": text}}) == {"limits": {"memory": number}}
+
+
+@pytest.mark.parametrize("value", [True, False, "#ci", "github:a/b", "nixpkgs#hello"])
+def test_a_development_shell_is_the_projects_or_a_reference(value):
+    assert profiles.checked({"devshell": value}) == {"devshell": value}
 
 
 @pytest.mark.parametrize(
