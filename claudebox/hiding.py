@@ -46,42 +46,54 @@ def problem(text: str) -> str | None:
 
 
 def _expression(pattern: str) -> str:
-    result = ""
-    parts = pattern.split("/")
-    for index, part in enumerate(parts):
-        is_last = index == len(parts) - 1
+    """Return the regular expression of a pattern without slashes at its ends.
+
+    Between two stars the first place that fits is as good as any, so nothing is tried twice (the
+    groups are atomic): the names in a project are not the user's, and must not cost time.
+    """
+    chunks = [[]]
+    for part in pattern.split("/"):
         if part != "**":
-            result += _within_a_name(part) + ("" if is_last else "/")
-        elif is_last:
-            result += ".+"
-        elif index == 0 or parts[index - 1] != "**":
-            # Once: a second one in a row says nothing new, and costs.
-            result += "(?:.+/)?"
-    return result
+            chunks[-1].append(_within_a_name(part))
+        elif chunks[-1] or len(chunks) == 1:
+            chunks.append([])
+    first, *middle = chunks
+    if not middle:
+        return "/".join(first)
+    last = middle.pop()
+    result = "".join(part + "/" for part in first)
+    for chunk in middle:
+        result += "(?>(?:[^/]+/)*?" + "".join(part + "/" for part in chunk) + ")"
+    return result + ("(?:[^/]+/)*" + "/".join(last) if last else ".+")
 
 
 def _within_a_name(part: str) -> str:
-    result, index = "", 0
+    pieces, index = [""], 0
     while index < len(part):
         character = part[index]
         index += 1
         # A `]` that stands first in brackets is one of the characters in them.
         end = part.find("]", index + (2 if part[index : index + 1] in ("!", "^") else 1))
         if character == "*":
-            result += "" if result.endswith("[^/]*") else "[^/]*"
+            if pieces[-1] or len(pieces) == 1:
+                pieces.append("")
         elif character == "?":
-            result += "[^/]"
+            pieces[-1] += "[^/]"
         elif character == "[" and end > 0:
             inner = part[index:end]
             negation = "^" if inner[0] in "!^" else ""
             inner = inner[len(negation) :]
             for special in "\\[&~|^]":
                 inner = inner.replace(special, "\\" + special)
-            result += f"(?!/)[{negation}{inner}]"
+            pieces[-1] += f"(?!/)[{negation}{inner}]"
             index = end + 1
         else:
-            result += re.escape(character)
-    return result
+            pieces[-1] += re.escape(character)
+    first, *middle = pieces
+    if not middle:
+        return first
+    last = middle.pop()
+    return first + "".join(f"(?>[^/]*?{piece})" for piece in middle) + "[^/]*" + last
 
 
 class Found:
