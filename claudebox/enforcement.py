@@ -238,16 +238,14 @@ def _refuse_missing_protection(plan: dict) -> None:
     for mount in given:
         if mount not in needed:
             raise Refused(f"{mount['target']} is no protection, or not as it has to be")
-    hidden = [
-        mount["target"]
-        for mount in plan["mounts"]
-        if mount["reason"] == "hidden" and mount["kind"] != "bind"
-    ]
+    hiding = [m for m in plan["mounts"] if m["reason"] == "hidden" and m["kind"] != "bind"]
+    hidden = {mount["target"] for mount in hiding}
     for mount in needed:
-        # Nothing can be written to what is hidden.
-        if any(policy.is_within(mount["target"], target) for target in hidden):
-            continue
-        if mount not in plan["mounts"]:
+        covers = [m for m in hiding if policy.is_within(mount["target"], m["target"])]
+        if covers:
+            # Nothing can be written to what is hidden.
+            mount = covers[-1]
+        elif mount not in plan["mounts"]:
             raise Refused(f"{mount['target']} is not protected")
         for later in plan["mounts"][plan["mounts"].index(mount) + 1 :]:
             if policy.is_within(mount["target"], later["target"]):
@@ -328,7 +326,8 @@ def _refuse_bad_hiding(plan: dict) -> None:
         if mount["reason"] != "hidden":
             continue
         target, kind = mount["target"], mount["kind"]
-        if not policy.is_within(target, root) or policy.is_within(plan["project"]["cwd"], target):
+        here = kind != "bind" and policy.is_within(plan["project"]["cwd"], target)
+        if not policy.is_within(target, root) or here:
             raise Refused(f"{target} cannot be hidden: only what is in the project can")
         if kind == "bind" or (kind == "file" and mount["content"] in contents):
             continue
@@ -359,7 +358,7 @@ def _refuse_uncovered(path: str, plan: dict) -> None:
             return
         raise Refused(f"{path} is to be hidden and is not: the project may have changed")
     directory = os.path.dirname(cover["target"])
-    while directory != root:
+    while directory != root and policy.is_within(directory, root):
         seen = seen_at(directory)
         if seen["kind"] == "ro-bind":
             return

@@ -373,6 +373,32 @@ def test_an_edited_plan_is_refused_that_has(world, secrets, what):
     assert sorted(os.walk(world.project)) == before
 
 
+def test_what_hides_a_protected_place_is_not_undone_later(repository):
+    make(repository.project, "sub/deep/lib/secret")
+    repository.git("init", "-q", cwd=repository.project / "sub/deep/lib")
+    sub = f"{repository.project}/sub"
+
+    def uncover(plan):
+        plan["hide"] = []
+        anchor = next(m for m in plan["mounts"] if m["target"] == sub)
+        plan["mounts"].remove(anchor)
+        plan["mounts"].append(anchor)
+
+    result = edited(repository, uncover, "--hide", "deep", script="ls sub/deep")
+    assert result.returncode == 1 and "would hide the protection" in result.stderr, result.stdout
+
+
+def test_a_session_can_start_beside_what_is_hidden_further_up(repository):
+    make(repository.project, "a/.env", "a/b/c/x", "a/b/.env")
+    line = (
+        "claudebox-instance resolve --repo --shell -- -c 'cat x ../.env ../../.env; mv ../../b ../../z'"
+        " | claudebox-profile apply --hide .env | claudebox-run -"
+    )
+    result = repository.run("bash", "-c", line, cwd=repository.project / "a/b/c")
+    assert result.stdout == f"{CANARY} a/b/c/x\n", result.stderr
+    assert "Device or resource busy" in result.stderr
+
+
 def test_the_protection_of_hooks_cannot_be_undone_by_a_mount_in_them(repository):
     (repository.project / ".git/hooks/sub").mkdir()
     for target in (".git/hooks/sub", ".git/hooks/pre-commit.sample"):
