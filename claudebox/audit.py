@@ -47,6 +47,7 @@ _CURES = {
     "memory": "`systemd-run --user --scope claudebox` may help; when the machine has none left, the"
     " session is killed first",
 }
+_HIDDEN_LIMIT = 30
 _REASONS = (
     ("project", "project"),
     ("git", "the repository's git directory"),
@@ -89,10 +90,17 @@ def _is_random(value: str) -> bool:
         return False
     if not (any(c.isdigit() for c in value) and any(c.isalpha() for c in value)):
         return False
+    if all(word.isdigit() or word.isalpha() for word in _words(value)):
+        # Such as the name of a model with its date.
+        return False
     from math import log2
 
     frequencies = [value.count(character) / len(value) for character in set(value)]
     return -sum(share * log2(share) for share in frequencies) > 3.5
+
+
+def _words(value: str) -> list[str]:
+    return "".join(c if c.isalnum() else " " for c in value).split()
 
 
 def report(plan: dict, environ=os.environ) -> dict:
@@ -113,6 +121,8 @@ def report(plan: dict, environ=os.environ) -> dict:
                 warnings.append(f"{name} is let in: {reason}")
         else:
             entry["value"] = variable["value"]
+            if "reason" in variable:
+                entry["reason"] = variable["reason"]
             reason = secret_reason(name, variable["value"])
             if reason:
                 entry |= {"value": masked(variable["value"]), "secret": True}
@@ -128,12 +138,13 @@ def report(plan: dict, environ=os.environ) -> dict:
         }
         for mount in plan["mounts"]
     ]
-    warnings.extend(_project_warnings(plan["project"]["root"]))
+    hidden = _hidden(plan)
+    warnings.extend(_project_warnings(plan))
+    warnings.extend(_writable_warnings(plan, environ))
     from claudebox.sandbox import landlock
 
     obstacle = landlock.obstacle(plan["bwrap"]["path"])
-    full = plan["network"]["tier"] == "full"
-    if full:
+    if plan["network"]["tier"] == "full":
         included = "services and its abstract sockets" if obstacle else "services"
         warnings.append(
             f"network full: everything that this machine can reach, its own {included} included"
@@ -161,7 +172,9 @@ def report(plan: dict, environ=os.environ) -> dict:
         "limits": plan["limits"],
         "command": plan["command"],
         "env": variables,
+        "packages": plan["packages"],
         "mounts": places,
+        "hidden": hidden,
         "warnings": warnings,
     }
 
@@ -185,18 +198,105 @@ def _limit_warnings(plan: dict) -> list[str]:
     return warnings
 
 
-def _project_warnings(root: str) -> list[str]:
-    found = project.walk(root)
+def _covered(plan: dict) -> dict[str, bool]:
+    """Return what is hidden: path → whether it is a directory."""
+    return {
+        mount["target"]: mount["kind"] == "empty-dir"
+        for mount in plan["mounts"]
+        if mount["reason"] == "hidden" and mount["kind"] != "bind"
+    }
+
+
+def _hidden(plan: dict) -> list[dict]:
+    """Return the hide patterns of `plan`, each with the paths that it hides in the project.
+
+    The pattern None has what is hidden because it is another name of something that matches.
+    """
+    if not plan["hide"]:
+        return []
+    from claudebox import hiding
+
+    root = plan["project"]["root"]
+    paths = {path[len(root) + 1 :]: directory for path, directory in _covered(plan).items()}
+    others = dict.fromkeys(paths)
+    found = []
+    for entry in plan["hide"]:
+        pattern = hiding.Pattern(entry["pattern"])
+        files = [path for path, directory in paths.items() if pattern.matches(path, directory)]
+        found.append({**entry, "files": files})
+        for path in files:
+            others.pop(path, None)
+    if others:
+        reason = "other names of what is hidden"
+        found.append({"pattern": None, "reason": reason, "files": list(others)})
+    return found
+
+
+def _tracked_warnings(plan: dict, repositories: list[str]) -> list[str]:
+    """Warn of what is hidden and tracked: the objects of the repository hold it as well."""
+    covered = _covered(plan)
+    if not covered:
+        return []
+    from claudebox import git_index
+
+    root = plan["project"]["root"]
+    try:
+        tracked = git_index.tracked(root, list(covered), repositories)
+    except git_index.UnreadableIndex as error:
+        return [f"{error}: not readable, so .git may hold hidden files that this does not name"]
+    if not tracked:
+        return []
+    return [f"hidden, but git tracks it, so .git still holds it: {_list_of(tracked, root)}"]
+
+
+def _writable_warnings(plan: dict, environ) -> list[str]:
+    """Warn of the user's own writable mounts in which something may be run outside later."""
     warnings = []
+    for mount in plan["mounts"]:
+        if mount["kind"] != "bind" or not _is_users(mount["reason"]):
+            continue
+        source = mount["source"]
+        for directory in environ.get("PATH", "").split(":"):
+            real = os.path.realpath(directory) if directory.startswith("/") else ""
+            if real and (policy.is_within(real, source) or policy.is_within(source, real)):
+                warnings.append(
+                    f"{source} is writable inside, and programs in it run outside (PATH)"
+                )
+                break
+        found = project.walk(source)["repositories"] if os.path.isdir(source) else []
+        if found:
+            names = _list_of(found, source)
+            warnings.append(
+                f"{source} is writable inside, with the git repositories in it: {names}"
+            )
+    return warnings
+
+
+def _is_users(reason: str) -> bool:
+    return reason == "--mount" or reason.startswith("profile:")
+
+
+def _list_of(paths: list[str], root: str) -> str:
+    names = ", ".join(path[len(root) + 1 :] for path in paths[:_LIST_LIMIT])
+    return f"{names} and {len(paths) - _LIST_LIMIT} more" if len(paths) > _LIST_LIMIT else names
+
+
+def _project_warnings(plan: dict) -> list[str]:
+    root = plan["project"]["root"]
+    found = project.walk(root)
+    warnings = _tracked_warnings(plan, found["repositories"])
+    covered = _covered(plan)
     for key, says in (
         ("secrets", "look like secrets and are readable inside"),
         ("hard_links", "have another name elsewhere (hard links), which is then readable inside"),
     ):
         files = found[key]
+        if covered:
+            files = [
+                file for file in files if not any(policy.is_within(file, path) for path in covered)
+            ]
         if files:
-            names = ", ".join(path[len(root) + 1 :] for path in files[:_LIST_LIMIT])
-            more = f" and {len(files) - _LIST_LIMIT} more" if len(files) > _LIST_LIMIT else ""
-            warnings.append(f"{len(files)} file(s) {says}: {names}{more}")
+            warnings.append(f"{len(files)} file(s) {says}: {_list_of(files, root)}")
     below = mounts.below(root)
     if below:
         warnings.append(f"mounted below the project, and so inside as well: {', '.join(below)}")
@@ -236,27 +336,38 @@ def table(audit: dict, ink) -> str:
     for exception in network.get("allow", ()):
         row("", ink("warning", f"allowed beyond the tier: {printable(exception)}"))
     row("limits", _limit_words(audit["limits"]))
-    row("profile", printable(audit["profile"]["name"]) if audit["profile"] else "none")
+    row("profile", _profile_words(audit["profile"], ink))
     row("command", printable(" ".join(audit["command"])))
 
     lines.append(ink("heading", "environment"))
     width = max(len(variable["name"]) for variable in audit["env"]) if audit["env"] else 0
     for variable in audit["env"]:
-        source = printable(" ".join((variable["source"], variable.get("reason", ""))).strip())
+        words = [variable["source"], variable.get("reason", "")]
+        source = printable(" ".join(words[1:] if words[0] == "profile" else words).strip())
         value = printable(variable["value"])
         if variable.get("secret"):
             value += ink("warning", "  secret")
         lines.append(f"  {variable['name']:<{width}}  {ink('weak', f'{source:<14}')}  {value}")
 
+    if audit["packages"]:
+        lines.append(ink("heading", "packages"))
+        for package in audit["packages"]:
+            source = ink("weak", printable(package["reason"]))
+            lines.append(f"  {printable(package['reference'])}  {source}")
+
     known = dict(_REASONS)
     order = [reason for reason, _ in _REASONS]
-    order += sorted({m["reason"] for m in audit["mounts"]} - known.keys())
+    order += sorted({m["reason"] for m in audit["mounts"]} - known.keys() - {"hidden"})
     lines.append(ink("heading", "files"))
     for reason in order:
         group = [mount for mount in audit["mounts"] if mount["reason"] == reason]
         if group:
             lines.append("  " + ink("weak", printable(known.get(reason, reason))))
             lines.extend(_mount_lines(reason, group, ink))
+
+    if audit["hidden"]:
+        lines.append(ink("heading", "hidden in the project"))
+        lines.extend(_hidden_lines(audit["hidden"], ink))
 
     if audit["warnings"]:
         lines.append(ink("heading", "warnings"))
@@ -272,6 +383,28 @@ def _limit_words(limits: dict) -> str:
         if limits[key] is not None:
             words.append(f"{limits[key] / 2**30:.3g} GiB of {name}")
     return ", ".join(words) or "none"
+
+
+def _profile_words(profile: dict | None, ink) -> str:
+    if profile is None:
+        return "none"
+    name = printable(profile["name"])
+    if len(profile["chain"]) < 2:
+        return name
+    return f"{name} {ink('weak', printable(' → '.join(profile['chain'])))}"
+
+
+def _hidden_lines(hidden: list[dict], ink) -> list[str]:
+    lines = []
+    for entry in hidden:
+        name = "" if entry["pattern"] is None else f"{printable(entry['pattern'])}  "
+        lines.append(f"  {name}{ink('weak', printable(entry['reason']))}")
+        if not entry["files"]:
+            lines.append(f"    {ink('warning', 'matches nothing')}")
+        lines.extend(f"    --  {printable(path)}" for path in entry["files"][:_HIDDEN_LIMIT])
+        if len(entry["files"]) > _HIDDEN_LIMIT:
+            lines.append(f"    and {len(entry['files']) - _HIDDEN_LIMIT} more")
+    return lines
 
 
 def _git_words(place: dict, ink) -> str:
@@ -298,6 +431,8 @@ def _mount_lines(reason: str, group: list[dict], ink) -> list[str]:
         target = printable(mount["target"])
         if mount["kind"] in ("bind", "ro-bind"):
             origin = "" if source == mount["target"] else f"  from {printable(source)}"
+            if mount["kind"] == "bind" and _is_users(reason):
+                origin += "  changes stay"
         elif mount["kind"] == "symlink":
             origin = f"  link to {printable(source)}"
         else:
@@ -350,7 +485,11 @@ def show(plan: dict, stream, as_json: bool = False) -> None:
         stream.write(json_text.dumps(audit) + "\n")
     else:
         text = table(audit, Ink(stream))
-        stream.write(text if _can_show(stream) else text.replace("…", "...").replace("•", "*"))
+        stream.write(
+            text
+            if _can_show(stream)
+            else text.replace("…", "...").replace("•", "*").replace("→", "->")
+        )
     stream.flush()
 
 

@@ -1,5 +1,8 @@
 """SANDBOX.md: tells Claude where it is, what it can reach, and what is hidden on purpose."""
 
+# Hidden files that are named.
+_NAMED = 30
+
 _NETWORK = {
     "none": "There is no network in this session: every connection and every name lookup fails at"
     " once. Do not retry; work with what is here, or say what you would need.",
@@ -36,7 +39,7 @@ def text(plan: dict) -> str:
   `{home}/.claude` (your own state for this project) and the project last.
 - `/tmp` is private and is thrown away as well.{_limits(plan["limits"])}
 - You have no root rights and cannot get any.
-
+{_mounts(plan)}
 ## Network: `{plan["network"]["tier"]}`
 
 {_NETWORK[plan["network"]["tier"]]}{_exceptions(plan["network"])}
@@ -56,8 +59,38 @@ later, so they cannot be changed here. Committing, branching, merging and rebasi
 Keys, tokens, other projects, the user's home directory, agents and sockets are not here. That is
 not a fault to work around: do not search for them and do not try to leave the sandbox. If a task
 needs a credential or a file that is missing, ask the user, who can let it in at the next launch
-(`claudebox --env NAME`).
-"""
+(`claudebox --env NAME`, `claudebox --mount PATH`).
+{_hidden(plan)}"""
+
+
+def _hidden(plan: dict) -> str:
+    """Return what there is to say of the files that the user's patterns hide."""
+    if not plan["hide"]:
+        return ""
+    patterns = ", ".join(f"`{_inline(entry['pattern'])}`" for entry in plan["hide"])
+    covered = [
+        mount["target"]
+        for mount in plan["mounts"]
+        if mount["reason"] == "hidden" and mount["kind"] != "bind"
+    ]
+    names = "".join(f"- `{_inline(path)}`\n" for path in covered[:_NAMED])
+    if len(covered) > _NAMED:
+        names += f"- and {len(covered) - _NAMED} more\n"
+    return f"""
+The user hides what matches {patterns} in the project. These exist, and look empty and read-only
+here. Do not look for their content elsewhere, in git's history neither, and do not commit, move or
+replace them; git shows tracked ones as changed: leave them out of commits.
+{names}"""
+
+
+def _mounts(plan: dict) -> str:
+    """Return a line for each place that the user mounts for this session."""
+    lines = ""
+    for mount in plan["mounts"]:
+        if mount["reason"] == "--mount" or mount["reason"].startswith("profile:"):
+            what = "read-write: changes last" if mount["kind"] == "bind" else "read-only"
+            lines += f"- `{_inline(mount['target'])}` is the user's own, {what}.\n"
+    return lines
 
 
 def _limits(limits: dict) -> str:

@@ -137,6 +137,27 @@ def add_launch_options(target) -> None:
         metavar="NAME",
         help="let this variable of the host in (may be given more than once)",
     )
+    target.add_argument(
+        "--mount",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="mount PATH[:TARGET] read-only, or writable with :rw at the end",
+    )
+    target.add_argument(
+        "--hide",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="hide the project's files and directories that match GLOB",
+    )
+    target.add_argument(
+        "--devshell",
+        nargs="?",
+        const=True,
+        metavar="REF",
+        help="use the development shell of the project's flake, or of REF",
+    )
 
 
 def add_network_options(target) -> None:

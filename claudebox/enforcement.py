@@ -5,7 +5,6 @@ import stat
 
 from claudebox import Failure, git, host, instance, net, policy, project, protection
 
-_OWN_TARGETS = ("/proc", "/dev", "/etc/claude-code", "/run/claudebox")
 _NEEDED_TARGETS = {
     "/proc": "proc",
     "/dev": "dev",
@@ -22,6 +21,7 @@ class Refused(Failure):
         super().__init__(
             f"the plan is refused: {problem}", "make a new one with `claudebox plan`, or mend it"
         )
+        self.problem = problem
 
 
 def refuse_unsafe(plan: dict, protections_are_fresh: bool = False) -> None:
@@ -39,12 +39,7 @@ def refuse_unsafe(plan: dict, protections_are_fresh: bool = False) -> None:
     _refuse_other_host(plan)
     allowed = _exceptions(plan)
     for mount in plan["mounts"]:
-        if mount["kind"] in ("bind", "ro-bind"):
-            _refuse_source(mount, secrets, home, allowed)
-            _refuse_second_place(mount, plan)
-        if mount["kind"] in ("proc", "dev") and mount["target"] != "/" + mount["kind"]:
-            raise Refused(f"{mount['kind']} belongs on /{mount['kind']}, not on {mount['target']}")
-        _refuse_target(mount, plan, allowed)
+        _refuse_mount(mount, plan, secrets, allowed)
     masks = {mask["target"]: "mask" for mask in policy.proc_masks()}
     for target, kind in {**_NEEDED_TARGETS, home: "tmpfs", **masks}.items():
         if not any(m["target"] == target and m["kind"] == kind for m in plan["mounts"]):
@@ -52,6 +47,38 @@ def refuse_unsafe(plan: dict, protections_are_fresh: bool = False) -> None:
     if not protections_are_fresh:
         _refuse_other_places(plan)
         _refuse_missing_protection(plan)
+        _refuse_bad_hiding(plan)
+        for package in plan["packages"]:
+            if not all(path.startswith("/nix/store/") for path in package["paths"]):
+                raise Refused(f"the package {package['reference']} is not in /nix/store")
+
+
+def refuse_mount(mount: dict, plan: dict, secrets: dict) -> None:
+    """Raise Refused if `plan` may not have such a mount, wherever among the others it stands.
+
+    `secrets` are those of `policy.secret_paths`.
+    """
+    _refuse_mount(mount, plan, secrets, _exceptions(plan))
+
+
+def refuse_place(mount: dict, plan: dict) -> None:
+    """Raise Refused if `mount` could not stand after the mounts of `plan`, which has it not yet."""
+    _refuse_mount_made_on_host(mount, {**plan, "mounts": [*plan["mounts"], mount]})
+    for other in plan["mounts"]:
+        read_only = other["reason"] == "protected" and other["kind"] != "bind"
+        if read_only and policy.is_within(mount["target"], other["target"]):
+            raise Refused(f"{mount['target']} lies in {other['target']}, which is protected")
+
+
+def _refuse_mount(mount: dict, plan: dict, secrets: dict, allowed: set) -> None:
+    if mount["kind"] in ("bind", "ro-bind"):
+        _refuse_source(mount, secrets, plan["user"]["home"], allowed)
+        _refuse_second_place(mount, plan)
+        if mount["kind"] == "bind" and (mount["source"], mount["target"]) not in allowed:
+            _refuse_repository(mount, plan)
+    if mount["kind"] in ("proc", "dev") and mount["target"] != "/" + mount["kind"]:
+        raise Refused(f"{mount['kind']} belongs on /{mount['kind']}, not on {mount['target']}")
+    _refuse_target(mount, plan, allowed)
 
 
 def _refuse_other_user(plan: dict) -> None:
@@ -86,13 +113,11 @@ def _refuse_other_host(plan: dict) -> None:
 
 
 def _refuse_variables(plan: dict) -> None:
-    own = {"HOME", "PATH", "SHELL", "TMPDIR", "CLAUDE_CONFIG_DIR"}
-    own |= {"CLAUDE_SECURESTORAGE_CONFIG_DIR", *policy.CLAUDE_VARIABLES}
     for variable in plan["env"]:
         name = variable["name"]
         if policy.variable_forbidden(name):
             raise Refused(f"the variable {name} acts on the sandbox's own programs, outside")
-        if name in own and variable["source"] == "host":
+        if name in policy.OWN_VARIABLES and variable["source"] != "claudebox":
             raise Refused(f"the variable {name} is claudebox's to set")
 
 
@@ -132,18 +157,46 @@ def _refuse_source(mount: dict, secrets: dict, home: str, allowed: set) -> None:
 
 
 def _refuse_second_place(mount: dict, plan: dict) -> None:
-    """Raise Refused if the project or its git directory would be writable under another name."""
+    """Raise Refused if the project or its git directory would be writable under another name.
+
+    Or readable there, if something in it is hidden.
+    """
+    root = plan["project"]["root"]
+    source, target = mount["source"], mount["target"]
     if mount["kind"] != "bind":
+        elsewhere = policy.is_within(source, root) and source != target
+        # What holds the project and shows it where it is, is covered by it there.
+        if policy.is_within(root, source) and target != source:
+            elsewhere = True
+        if plan["hide"] and elsewhere:
+            raise Refused(f"{source} at {target} would show what is hidden in the project")
         return
-    places = [plan["project"]["root"]]
+    places = [root]
     if plan["project"]["git"] is not None:
         places.append(plan["project"]["git"]["common_dir"])
-    source = mount["source"]
-    if source == mount["target"] and any(policy.is_within(source, place) for place in places):
+    if source == target and any(policy.is_within(source, place) for place in places):
         return
     for place in places:
         if policy.is_within(source, place) or policy.is_within(place, source):
-            raise Refused(f"{source} would be writable at {mount['target']}, past its protection")
+            raise Refused(f"{source} would be writable at {target}, past its protection")
+
+
+def _refuse_repository(mount: dict, plan: dict) -> None:
+    """Raise Refused for another git repository that would be writable: its hooks would be, too."""
+    source = mount["source"]
+    own = [plan["project"]["root"]]
+    if plan["project"]["git"] is not None:
+        own.append(plan["project"]["git"]["common_dir"])
+    if any(policy.is_within(source, place) for place in own):
+        return
+    if os.path.lexists(source + "/.git"):
+        raise Refused(f"{source} is a git repository, whose hooks would be writable and run later")
+    while source != "/":
+        if os.path.basename(source) == ".git" or git.is_git_directory(source):
+            raise Refused(
+                f"{mount['source']} belongs to a git directory, whose hooks would be writable"
+            )
+        source = os.path.dirname(source)
 
 
 def _refuse_target(mount: dict, plan: dict, allowed: set) -> None:
@@ -159,7 +212,7 @@ def _refuse_target(mount: dict, plan: dict, allowed: set) -> None:
         return
     if kind == "mask" and target in policy.MASKED_PROC_FILES:
         return
-    for place in _OWN_TARGETS:
+    for place in policy.OWN_TARGETS:
         if policy.is_within(target, place) or policy.is_within(place, target):
             raise Refused(f"the mount point {target} is claudebox's own")
     if policy.is_within(target, plan["user"]["home"] + "/.claude"):
@@ -190,13 +243,27 @@ def _refuse_missing_protection(plan: dict) -> None:
     for mount in given:
         if mount not in needed:
             raise Refused(f"{mount['target']} is no protection, or not as it has to be")
+    hiding = [m for m in plan["mounts"] if m["reason"] == "hidden" and m["kind"] != "bind"]
+    hidden = {mount["target"] for mount in hiding}
     for mount in needed:
-        if mount not in plan["mounts"]:
+        covers = [m for m in hiding if policy.is_within(mount["target"], m["target"])]
+        if covers:
+            # Nothing can be written to what is hidden.
+            mount = covers[-1]
+        elif mount not in plan["mounts"]:
             raise Refused(f"{mount['target']} is not protected")
         for later in plan["mounts"][plan["mounts"].index(mount) + 1 :]:
             if policy.is_within(mount["target"], later["target"]):
                 raise Refused(
                     f"the mount on {later['target']} would hide the protection of {mount['target']}"
+                )
+            if (
+                mount["kind"] != "bind"
+                and later["target"] not in hidden
+                and policy.is_within(later["target"], mount["target"])
+            ):
+                raise Refused(
+                    f"the mount on {later['target']} would undo the protection of {mount['target']}"
                 )
 
 
@@ -219,11 +286,90 @@ def _refuse_other_places(plan: dict) -> None:
         ):
             raise Refused(f"{target} lies behind a link")
         if mount["reason"] not in ("protected", "git") and target != root:
-            writable = [m for m in plan["mounts"] if m["kind"] == "bind" and m is not mount]
-            for other in writable:
-                inside = policy.is_within(target, other["target"])
-                if inside and mount.get("source") != _credentials(plan):
-                    raise Refused(f"{target} would be made on the host, in {other['source']}")
+            _refuse_mount_made_on_host(mount, plan)
+
+
+def _refuse_mount_made_on_host(mount: dict, plan: dict) -> None:
+    """Raise Refused if the mount point would be made in a directory of the host.
+
+    bwrap makes what is missing, and that stays.
+    """
+    target = mount["target"]
+    if mount.get("source") == _credentials(plan):
+        return
+    for other in plan["mounts"]:
+        if other["kind"] != "bind" or other is mount:
+            continue
+        if policy.is_within(target, other["target"]):
+            place = other["source"] + target[len(other["target"]) :]
+            if not _can_be_mounted_on(place, mount):
+                raise Refused(f"{target} would be made on the host, in {other['source']}")
+
+
+def _can_be_mounted_on(place: str, mount: dict) -> bool:
+    """Say whether `place` on the host is there, behind no link, and a directory if `mount` is one."""
+    try:
+        mode = os.lstat(place).st_mode
+    except OSError:
+        return False
+    if mount["kind"] in ("bind", "ro-bind"):
+        is_directory = os.path.isdir(mount["source"])
+    else:
+        is_directory = mount["kind"] in ("tmpfs", "empty-dir")
+    return (
+        stat.S_ISDIR(mode) == is_directory
+        and not stat.S_ISLNK(mode)
+        and os.path.realpath(place) == place
+    )
+
+
+def _refuse_bad_hiding(plan: dict) -> None:
+    """Raise Refused unless all that is to be hidden is covered, and nothing else is with that reason."""
+    root = plan["project"]["root"]
+    contents = ("", *policy.PROTECTED_PROJECT_PATHS.values())
+    for mount in plan["mounts"]:
+        if mount["reason"] != "hidden":
+            continue
+        target, kind = mount["target"], mount["kind"]
+        here = kind != "bind" and policy.is_within(plan["project"]["cwd"], target)
+        if not policy.is_within(target, root) or here:
+            raise Refused(f"{target} cannot be hidden: only what is in the project can")
+        if kind == "bind" or (kind == "file" and mount["content"] in contents):
+            continue
+        if kind != "empty-dir":
+            raise Refused(f"{target} is not hidden by a mount of this kind")
+    if not plan["hide"]:
+        return
+    from claudebox import hiding
+
+    for pattern in plan["hide"]:
+        problem = hiding.problem(pattern["pattern"])
+        if problem:
+            raise Refused(f'"{pattern["pattern"]}" cannot be hidden: {problem}')
+    for path, _ in hiding.find(root, [pattern["pattern"] for pattern in plan["hide"]]).paths():
+        _refuse_uncovered(path, plan)
+
+
+def _refuse_uncovered(path: str, plan: dict) -> None:
+    root = plan["project"]["root"]
+
+    def seen_at(place):
+        return [m for m in plan["mounts"] if policy.is_within(place, m["target"])][-1]
+
+    cover = seen_at(path)
+    if cover["kind"] in ("bind", "ro-bind"):
+        if not policy.is_within(cover["source"], root):
+            # Another directory of the host lies over this one.
+            return
+        raise Refused(f"{path} is to be hidden and is not: the project may have changed")
+    directory = os.path.dirname(cover["target"])
+    while directory != root and policy.is_within(directory, root):
+        seen = seen_at(directory)
+        if seen["kind"] == "ro-bind":
+            return
+        if seen["target"] != directory:
+            raise Refused(f"{path} is hidden, but {directory} could be renamed")
+        directory = os.path.dirname(directory)
 
 
 def _credentials(plan: dict) -> str:

@@ -88,6 +88,7 @@ def resolve(directory: str = ".", repo=False, shell=False, arguments=(), with_cl
         "network": {"tier": net.DEFAULT_TIER, "source": "default"},
         "bwrap": host.bwrap(root),
         "limits": policy.limits(host.memory()),
+        "packages": [],
         "env": _environment(home, path, default_shell, notes),
         "mounts": [
             *system,
@@ -98,6 +99,7 @@ def resolve(directory: str = ".", repo=False, shell=False, arguments=(), with_cl
             {"kind": "bind", "source": root, "target": root, "reason": "project"},
             *protected,
         ],
+        "hide": [],
         "command": command,
         "notes": notes,
     }

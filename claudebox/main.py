@@ -6,6 +6,12 @@ import sys
 from claudebox import Failure, command
 
 COMMANDS = ("audit", "doctor", "gc", "instance", "net", "plan", "profile", "run")
+# Options that stand for a subcommand.
+_FLAGS = {
+    "--gc": ("gc",),
+    "--list-profiles": ("profile", "list"),
+    "--show-profile": ("profile", "show"),
+}
 _EPILOG = f"""subcommands: {", ".join(COMMANDS)}, and every claudebox-NAME on PATH;
 `claudebox help NAME` opens the manual page of one"""
 
@@ -31,8 +37,10 @@ def main(arguments: list[str], program: str = "claudebox") -> int:
     """Run `claudebox`: the session's exit status, 1 for a refusal or a no, 2 for wrong usage."""
     if arguments and not arguments[0].startswith("-"):
         return _dispatch(arguments[0], arguments[1:], program)
-    if arguments and arguments[0] == "--gc":
-        return _dispatch("gc", arguments[1:], program)
+    if arguments and arguments[0].partition("=")[0] in _FLAGS:
+        flag, _, value = arguments[0].partition("=")
+        name, *words = _FLAGS[flag]
+        return _dispatch(name, [*words, *([value] if value else []), *arguments[1:]], program)
     arguments, inside = command.split_arguments(arguments)
     parser = _parser("claudebox", "Run Claude Code in a sandbox that holds no secrets.")
     parser.usage = "claudebox [OPTIONS] [-- CLAUDE-ARG...]\n       claudebox SUBCOMMAND ..."
@@ -47,12 +55,17 @@ def main(arguments: list[str], program: str = "claudebox") -> int:
     instead.add_argument(
         "--dry-run", action="store_true", help="print the command of the launch; launch nothing"
     )
-    parser.add_argument(
-        "--gc", action="store_true", help="the same as the subcommand gc; stands first"
-    )
+    for flag, words in _FLAGS.items():
+        takes_name = {"metavar": "NAME"} if flag == "--show-profile" else {"action": "store_true"}
+        same = " ".join(words)
+        parser.add_argument(
+            flag, **takes_name, help=f"the same as `claudebox {same}`; stands first"
+        )
     options = parser.parse_args(arguments)
-    if options.gc:
-        raise Failure("--gc is not the first option", "use `claudebox gc`", status=2)
+    for flag, words in _FLAGS.items():
+        if getattr(options, flag[2:].replace("-", "_")):
+            same = " ".join(words)
+            raise Failure(f"{flag} is not the first option", f"use `claudebox {same}`", status=2)
     plan = _plan(options, inside)
     from claudebox import audit, run
 
@@ -100,6 +113,9 @@ def _plan(options, inside: list[str]) -> dict:
         options.env,
         options.network,
         options.allow,
+        options.mount,
+        options.hide,
+        options.devshell,
     )
 
 
@@ -114,9 +130,9 @@ def _dispatch(name: str, arguments: list[str], program: str) -> int:
         candidate = f"{directory}/{wanted}"
         if "/" not in name and os.access(candidate, os.X_OK) and os.path.isfile(candidate):
             os.execv(candidate, [candidate, *arguments])
-    from claudebox import plan
+    from claudebox import schema
 
-    hint = plan.nearest(name, _known(own))
+    hint = schema.nearest(name, _known(own))
     raise Failure(
         f'"{name}" is not a claudebox subcommand{hint}', "see `claudebox --help`", status=2
     )

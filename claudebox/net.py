@@ -6,7 +6,7 @@
 import os
 import sys
 
-from claudebox import Failure
+from claudebox import Failure, schema
 from claudebox import plan as launch_plan
 
 DEFAULT_TIER = "full"
@@ -62,12 +62,27 @@ def apply(plan: dict, tier: str | None = None, allowed=(), environ=os.environ) -
         tier, source = plan["network"]["tier"], plan["network"]["source"]
     if tier not in launch_plan.TIERS:
         raise Failure(
-            f'"{tier}" ({source}) is not a network tier{launch_plan.nearest(tier, launch_plan.TIERS)}',
+            f'"{tier}" ({source}) is not a network tier{schema.nearest(tier, launch_plan.TIERS)}',
             f"choose one of {', '.join(launch_plan.TIERS)}",
             status=2,
         )
     network = {"tier": tier, "source": source}
-    allowed = list(dict.fromkeys((*plan["network"].get("allow", ()), *allowed)))
+    notes = list(plan["notes"])
+    asked = plan["network"]
+    of_a_profile = asked["source"].startswith("profile ")
+    is_weaker = launch_plan.TIERS.index(tier) > launch_plan.TIERS.index(asked["tier"])
+    if source == "CLAUDEBOX_NETWORK" and of_a_profile and is_weaker:
+        notes.append(
+            f"CLAUDEBOX_NETWORK sets the network to {tier}, where {asked['source']} asks for"
+            f" {asked['tier']}"
+        )
+    inherited = asked.get("allow", [])
+    if inherited and tier != "inet":
+        notes.append(
+            f"{', '.join(inherited)}: allowed in the network tier inet only, this is {tier}"
+        )
+        inherited = []
+    allowed = list(dict.fromkeys((*inherited, *allowed)))
     if tier == "inet":
         network["sidecars"] = _sidecars(plan["project"]["root"])
         if allowed:
@@ -86,7 +101,7 @@ def apply(plan: dict, tier: str | None = None, allowed=(), environ=os.environ) -
         resolver_mount(tier) if mount["target"] == RESOLVER_INSIDE else mount
         for mount in plan["mounts"]
     ]
-    return {**plan, "network": network, "mounts": mounts}
+    return {**plan, "network": network, "mounts": mounts, "notes": notes}
 
 
 def sidecar_programs(project_root: str, names=launch_plan.SIDECARS) -> list[tuple[str, str]]:

@@ -11,11 +11,14 @@ def compose(
     variables=(),
     tier=None,
     allowed=(),
+    mounts=(),
+    hidden=(),
+    devshell=None,
 ) -> dict:
     """Return the plan that `claudebox` launches in the current directory with these options.
 
     It is what `claudebox-instance resolve | claudebox-profile apply | claudebox-net apply` prints.
     """
     plan = instance.resolve(".", repo, shell, arguments)
-    plan = profile.apply(plan, profile_name, variables)
+    plan = profile.apply(plan, profile_name, variables, mounts, hidden, devshell)
     return net.apply(plan, tier, allowed)

@@ -58,6 +58,17 @@ FORBIDDEN_VARIABLE_PREFIXES = ("LD_", "MALLOC_")
 # Claude Code updates itself in the background otherwise, into a home that is thrown away.
 CLAUDE_VARIABLES = {"IS_SANDBOX": "1", "DISABLE_AUTOUPDATER": "1"}
 
+# Set by claudebox and by nobody else.
+OWN_VARIABLES = (
+    "HOME",
+    "PATH",
+    "SHELL",
+    "TMPDIR",
+    "CLAUDE_CONFIG_DIR",
+    "CLAUDE_SECURESTORAGE_CONFIG_DIR",
+    *CLAUDE_VARIABLES,
+)
+
 # ---------------------------------------------------------------------------- places inside
 
 CREDENTIALS_INSIDE = "/run/claudebox/credentials"
@@ -65,6 +76,8 @@ BRIEFING_INSIDE = "/etc/claude-code/CLAUDE.md"
 MANAGED_SETTINGS_INSIDE = "/etc/claude-code/managed-settings.json"
 # `--dangerously-skip-permissions` asks once per configuration directory without this.
 MANAGED_SETTINGS = '{"skipDangerousModePermissionPrompt": true}\n'
+# Nobody else may mount something on these, in them, or on what holds them.
+OWN_TARGETS = ("/proc", "/dev", "/etc/claude-code", "/run/claudebox")
 TOOLS_INSIDE = "/opt/claudebox/bin"
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
 
@@ -405,6 +418,11 @@ SECRET_FILE_NAMES = (
 )
 HARMLESS_FILE_NAMES = (".env.example", ".env.sample", ".env.template", ".env.dist")
 
+# What `hide` patterns may cost: entries of a project that are looked at, mounts that are made
+# (bwrap's time grows with the square of their number).
+HIDE_ENTRY_LIMIT = 1_000_000
+HIDDEN_LIMIT = 400
+
 
 def is_within(path: str, directory: str) -> bool:
     """Say whether `path` is `directory` or lies below it. Both absolute and normalised."""
@@ -418,6 +436,13 @@ def host_variable_allowed(name: str) -> bool:
         or name == API_KEY
         or (name.startswith(HOST_VARIABLE_PREFIXES) and name.isidentifier() and name.isascii())
     )
+
+
+def variable_refusal(name: str) -> str | None:
+    """Return why the user cannot let in or set this variable, or None if it can be."""
+    if variable_forbidden(name):
+        return "it acts on the sandbox's own programs, outside"
+    return "claudebox sets it" if name in OWN_VARIABLES else None
 
 
 def variable_forbidden(name: str) -> bool:

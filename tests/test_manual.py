@@ -18,7 +18,7 @@ MAN = f"{ROOT}/man"
 PAGES = sorted(name for name in os.listdir(MAN) if re.fullmatch(r"[\w-]+\.\d", name))
 sys.path.insert(0, ROOT)
 
-from claudebox import command_line, main, plan, policy  # noqa: E402
+from claudebox import command_line, main, plan, policy, profiles  # noqa: E402
 from claudebox.sandbox import seccomp  # noqa: E402
 
 COMMANDS = ("claudebox", *(f"claudebox-{name}" for name in main.COMMANDS))
@@ -237,8 +237,8 @@ def test_every_subcommand_is_listed_by_claudebox():
 # ---------------------------------------------------------------------------- the plan
 
 
-def schema():
-    """Return what `claudebox.plan` checks: dotted keys, and the words that a value can be."""
+def schema(checker=plan._check_plan):
+    """Return what a checker looks at: dotted keys, and the words that a value can be."""
     keys, choices = set(), set()
 
     def visit(check, path):
@@ -254,7 +254,7 @@ def schema():
         if "check" in inner:
             visit(inner["check"], f"{path}[]" if check.__name__ == "check_list" else path)
 
-    visit(plan._check_plan, "")
+    visit(checker, "")
     return keys, choices
 
 
@@ -297,6 +297,31 @@ def test_every_kind_of_mount_is_explained():
 
 def test_the_plan_that_is_shown_is_written_as_claudebox_writes_it():
     assert plan.dumps(plan.loads(example_plan())).strip() == example_plan().strip()
+
+
+# ---------------------------------------------------------------------------- profiles
+
+
+def test_every_key_of_a_profile_is_explained_and_no_other():
+    keys, choices = schema(profiles._check_profile)
+    assert items("claudebox-profile.5", "Va") == keys
+    assert choices - marked("claudebox-profile.5", "(?:Li|Ql)") == set()
+    assert {"mounts[].optional", "limits.memory", "claude_args"} <= keys
+
+
+def test_the_profiles_that_are_shown_are_profiles_that_inherit():
+    shown = [text for text in displays("claudebox-profile.5") if text.lstrip().startswith("{")]
+    base, web = (profiles.profile_in("x", text) for text in shown)
+    assert web["extends"] == "base"
+    traced = profiles.merged(profiles.trace(base, "base"), profiles.trace(web, "web"))
+    assert profiles.settled(traced)[0]["hide"] == [".env", "secrets/"]
+
+
+def test_the_limits_of_hiding_stand_in_the_page():
+    text = " ".join(plain(rendered("claudebox-profile.5")).split())
+    assert f"more than {policy.HIDE_ENTRY_LIMIT:,} entries" in text
+    assert f"more than {policy.HIDDEN_LIMIT} mounts" in text
+    assert f"at most {profiles.SIZE_LIMIT // 1024} KiB" in text
 
 
 # ---------------------------------------------------------------------------- the policy

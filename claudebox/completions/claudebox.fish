@@ -8,7 +8,7 @@ claudebox|gc|command|Remove the instances of projects that are gone
 claudebox|instance|command|The instance of a project
 claudebox|net|command|The network tier of a launch plan
 claudebox|plan|command|Print the plan that `claudebox` would launch
-claudebox|profile|command|What the user adds to a launch plan
+claudebox|profile|command|Profiles, and what the user adds to a launch plan
 claudebox|run|command|Launch the plan on standard input
 claudebox|help|command|open a manual page
 claudebox|-h --help||show this help message and exit
@@ -18,11 +18,16 @@ claudebox|--shell||run a shell instead of Claude Code
 claudebox|--network|(none inet full)|none, inet or full
 claudebox|--profile|profile|apply this profile
 claudebox|--env|variable|let this variable of the host in (may be given more than once)
+claudebox|--mount|file|mount PATH[:TARGET] read-only, or writable with :rw at the end
+claudebox|--hide|file|hide the project’s files and directories that match GLOB
+claudebox|--devshell|<>|use the development shell of the project’s flake, or of REF
 claudebox|--allow|<>|open the inet tier for ADDRESS[:PORT], NETWORK/LENGTH or host:PORT
 claudebox|-y --yes||launch without asking
 claudebox|--check||show the audit and try the sandbox; launch nothing; exit 0 if a launch would work
 claudebox|--dry-run||print the command of the launch; launch nothing
-claudebox|--gc||the same as the subcommand gc; stands first
+claudebox|--gc||the same as `claudebox gc`; stands first
+claudebox|--list-profiles||the same as `claudebox profile list`; stands first
+claudebox|--show-profile|profile|the same as `claudebox profile show`; stands first
 claudebox help||subcommand|
 claudebox audit|-h --help||show this help message and exit
 claudebox audit|--version||show program’s version number and exit
@@ -75,13 +80,34 @@ claudebox plan|--shell||run a shell instead of Claude Code
 claudebox plan|--network|(none inet full)|none, inet or full
 claudebox plan|--profile|profile|apply this profile
 claudebox plan|--env|variable|let this variable of the host in (may be given more than once)
+claudebox plan|--mount|file|mount PATH[:TARGET] read-only, or writable with :rw at the end
+claudebox plan|--hide|file|hide the project’s files and directories that match GLOB
+claudebox plan|--devshell|<>|use the development shell of the project’s flake, or of REF
 claudebox plan|--allow|<>|open the inet tier for ADDRESS[:PORT], NETWORK/LENGTH or host:PORT
 claudebox profile|-h --help||show this help message and exit
 claudebox profile|--version||show program’s version number and exit
 claudebox profile|apply|command|add a profile to the plan on standard input
+claudebox profile|list|command|list the profiles
+claudebox profile|show|command|print a profile
+claudebox profile|check|command|say whether a profile, or each, can be used
+claudebox profile|edit|command|open a profile, or a new one, in an editor
 claudebox profile apply|-h --help||show this help message and exit
 claudebox profile apply||profile|the profile
 claudebox profile apply|--env|variable|let this variable of the host in (may be given more than once)
+claudebox profile apply|--mount|file|mount PATH[:TARGET] read-only, or writable with :rw at the end
+claudebox profile apply|--hide|file|hide the project’s files and directories that match GLOB
+claudebox profile apply|--devshell|<>|use the development shell of the project’s flake, or of REF
+claudebox profile list|-h --help||show this help message and exit
+claudebox profile list|--json||print JSON
+claudebox profile show|-h --help||show this help message and exit
+claudebox profile show||profile|the profile
+claudebox profile show|--resolved||with what it inherits, and from which profile
+claudebox profile show|--json||print JSON
+claudebox profile check|-h --help||show this help message and exit
+claudebox profile check||profile|the profile
+claudebox profile check|--json||print JSON
+claudebox profile edit|-h --help||show this help message and exit
+claudebox profile edit||profile|the profile
 claudebox run|-h --help||show this help message and exit
 claudebox run|--version||show program’s version number and exit
 claudebox run||(-)|standard input

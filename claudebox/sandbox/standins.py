@@ -33,13 +33,29 @@ def make(plan: dict, instance: int) -> list[int]:
         with state.Preparation(instance):
             _make_all(plan, instance)
             for mount in plan["mounts"]:
-                if mount["reason"] == "protected":
+                if mount["reason"] == "protected" or _stands_for_protection(mount):
                     locks.append(_hold(mount["target"]))
     except BaseException:
         for lock in locks:
             os.close(lock)
         raise
     return locks
+
+
+def _stands_for_protection(mount: dict) -> bool:
+    """Say whether something protected may lie below a hidden directory, or be the hidden file.
+
+    It can be a stand-in of another session: if that session removed it, the mount would go with it.
+    """
+    if mount["reason"] != "hidden" or mount["kind"] == "bind":
+        return False
+    try:
+        mode = os.lstat(mount["target"]).st_mode
+    except FileNotFoundError:
+        return True
+    # What cannot be opened is no stand-in.
+    plain = stat.S_ISDIR(mode) or stat.S_ISREG(mode)
+    return plain and os.access(mount["target"], os.R_OK)
 
 
 def _make_all(plan: dict, instance: int) -> None:

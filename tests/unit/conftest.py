@@ -153,6 +153,7 @@ def _sample(home, project):
         "network": {"tier": "full", "source": "default"},
         "bwrap": {"path": "/usr/bin/bwrap", "disable_userns": True, "bind_fd": True},
         "limits": {"processes": 100, "memory": 1 << 30, "tmp": 1 << 28},
+        "packages": [],
         "env": [
             {"name": "TERM", "source": "host"},
             {"name": "ANTHROPIC_API_KEY", "source": "host", "secret": True},
@@ -184,6 +185,7 @@ def _sample(home, project):
             },
             {"kind": "empty-dir", "target": f"{project}/.git", "reason": "protected"},
         ],
+        "hide": [],
         "command": ["claude", "--dangerously-skip-permissions"],
         "notes": ["a note"],
     }

@@ -415,7 +415,7 @@ def places(value, keys=()):
 
 def hostile_plans(sample):
     """Yield (keys, plan) for every string that the schema lets be anything."""
-    sample["profile"] = {"name": "web"}
+    sample["profile"] = {"name": "web", "chain": ["web", "base"]}
     for keys in places(sample):
         hostile = copy.deepcopy(sample)
         place = hostile
@@ -431,7 +431,7 @@ def hostile_plans(sample):
 
 def test_no_field_of_a_plan_can_draw_on_the_terminal(sample, monkeypatch):
     monkeypatch.setattr(audit, "_project_warnings", lambda _root: [])
-    clean = shown({**sample, "profile": {"name": "web"}})
+    clean = shown({**sample, "profile": {"name": "web", "chain": ["web", "base"]}})
     found = []
     tried = []
     for keys, hostile in hostile_plans(sample):
@@ -439,7 +439,7 @@ def test_no_field_of_a_plan_can_draw_on_the_terminal(sample, monkeypatch):
         text = shown(hostile)
         # Another directory or reason is a line or two more, never nine.
         lines = text.count("\n") - clean.count("\n")
-        if re.search(r"[^\x20-\x7e\n…•]", text) or lines >= 9:
+        if re.search(r"[^\x20-\x7e\n…•→]", text) or lines >= 9:
             found.append(keys)
     assert len(tried) > 30
     assert found == []
@@ -530,7 +530,9 @@ def test_the_json_of_the_audit_holds_everything_and_no_secret(sample, monkeypatc
         "limits",
         "command",
         "env",
+        "packages",
         "mounts",
+        "hidden",
         "warnings",
     }
     assert [v["name"] for v in found["env"]] == [v["name"] for v in sample["env"]]

@@ -277,13 +277,18 @@ def test_wrong_usage_is_one_line_with_status_2(call, is_one_line_error, words, s
             2,
         ),
         ([], {"CLAUDEBOX_NETWORK": "of"}, '"of" (CLAUDEBOX_NETWORK) is not a network tier', 2),
-        (["--env", "A=B"], {}, '--env "A=B" is not the name of a variable', 2),
+        (["--env", "A=B"], {}, '--env "A=..." is not the name of a variable', 2),
         (["--env", ""], {}, "is not the name of a variable", 2),
         (["--env", "LD_PRELOAD"], {"LD_PRELOAD": ""}, "--env LD_PRELOAD is refused", 1),
         (["--env", "BASH_ENV"], {"BASH_ENV": "x"}, "--env BASH_ENV is refused", 1),
         (["--env", "HOME"], {}, "--env HOME is refused: claudebox sets it", 1),
         (["--profile", "nosuch"], {}, '"nosuch"', None),
         ([], {"CLAUDEBOX_PROFILE": "nosuch"}, '"nosuch"', None),
+        (["--profile", "../x"], {}, '"../x" is not a profile', 2),
+        (["--profile", ""], {}, '"" is not a profile', 2),
+        (["--mount", "docs"], {}, '--mount "docs": .path: "docs": an absolute path is needed', 2),
+        (["--mount", "~/.ssh"], {}, '--mount "~/.ssh": No such file', 1),
+        (["--hide", "../x"], {}, '--hide "../x": a pattern is relative to the project', 2),
         (["--repo"], {}, "is not in a git repository", 2),
     ],
 )
@@ -617,6 +622,54 @@ def test_the_pipeline_and_the_plan_of_one_process_are_the_same_bytes(
     assert plan["network"]["tier"] == (options[1] or ["full"])[0]
     assert ("MY_TOKEN" in [v["name"] for v in plan["env"]]) == ("MY_TOKEN" in options[0])
     assert "secret" not in json.dumps([v.get("value") for v in plan["env"]])
+
+
+@pytest.mark.parametrize("by", ["option", "environment"])
+def test_they_are_the_same_with_a_profile(
+    bin_directory, project, repository, home, monkeypatch, by
+):
+    repository(project)
+    for name in (".env", "a/.env", "keys/one"):
+        (project / name).parent.mkdir(exist_ok=True)
+        (project / name).write_text("canary")
+    (home / "docs").mkdir()
+    profiles = home / ".claudebox/profiles"
+    profiles.mkdir(parents=True)
+    for path in (profiles, profiles.parent):
+        path.chmod(0o700)
+    documents = {
+        "base": {"network": "none", "hide": ["keys/"], "env": ["MY_*"]},
+        "web": {
+            "extends": "base",
+            "set": {"NODE_ENV": "development"},
+            "env": ["NOT_THERE"],
+            "hide": [".env"],
+            "mounts": [{"path": "~/docs", "mode": "rw", "target": "~/d"}],
+            "limits": {"memory": "1G"},
+            "claude_args": ["--model", "opus"],
+        },
+    }
+    for name, document in documents.items():
+        (profiles / f"{name}.json").write_text(json.dumps(document))
+        (profiles / f"{name}.json").chmod(0o600)
+    monkeypatch.setenv("MY_TOKEN", "ghp_secret")
+    options = ["--mount", "~/docs:/srv/docs", "--hide", "a", "--env", "TZ"]
+    words = {"pipe": options, "one": options}
+    if by == "environment":
+        monkeypatch.setenv("CLAUDEBOX_PROFILE", "web")
+    else:
+        words = {"pipe": [*options, "web"], "one": [*options, "--profile", "web"]}
+    inside = ["--continue"]
+    pipe = through_the_shell(bin_directory, project, words["pipe"], [], [], inside)
+    one = in_one_process(bin_directory, project, words["one"], [], [], inside)
+    assert (pipe.stderr, pipe.returncode) == (one.stderr, one.returncode) == (b"", 0)
+    assert pipe.stdout == one.stdout
+    plan = launch_plan.loads(one.stdout.decode())
+    assert launch_plan.dumps(plan).encode() == one.stdout
+    assert plan["network"] == {"tier": "none", "source": "profile web"}
+    assert plan["profile"] == {"name": "web", "chain": ["web", "base"]}
+    assert plan["command"][2:] == ["--model", "opus", "--continue"]
+    assert [p["pattern"] for p in plan["hide"]] == ["keys/", ".env", "a"]
 
 
 def test_they_are_the_same_for_a_whole_repository_with_arguments_for_the_program_inside(

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from claudebox import Failure, plan
+from claudebox import Failure, plan, schema
 
 
 @pytest.fixture
@@ -160,6 +160,7 @@ def test_a_plan_without_a_key_is_refused_with_its_json_path(sample, keys, path):
         (["user", "gid"], 2**63, ".user.gid"),
         (["profile"], "web", ".profile"),
         (["profile"], {"name": ""}, ".profile.name"),
+        (["profile"], {"name": "web"}, ".profile.chain"),
         (["network", "tier"], "ful", ".network.tier"),
         (["network", "tier"], ["full"], ".network.tier"),
         (["network", "source"], "", ".network.source"),
@@ -176,7 +177,14 @@ def test_a_plan_without_a_key_is_refused_with_its_json_path(sample, keys, path):
         (["env", 0, "name"], "1A", ".env[0].name"),
         (["env", 0, "name"], "Ä", ".env[0].name"),
         (["env", 0, "name"], "A B", ".env[0].name"),
-        (["env", 0, "source"], "profile", ".env[0].source"),
+        (["env", 0, "source"], "profile", ".env[0].value"),
+        (["env", 0, "source"], "project", ".env[0].source"),
+        (["limits", "processes"], 0, ".limits.processes"),
+        (["limits", "memory"], "1G", ".limits.memory"),
+        (["packages"], ["jq"], ".packages[0]"),
+        (["packages"], [{"reference": "jq", "reason": "x"}], ".packages[0].paths"),
+        (["hide"], [".env"], ".hide[0]"),
+        (["hide"], [{"pattern": "", "reason": "x"}], ".hide[0].pattern"),
         (["env", 1, "secret"], 1, ".env[1].secret"),
         (["env", 3, "value"], None, ".env[3].value"),
         (["mounts"], None, ".mounts"),
@@ -404,4 +412,4 @@ def test_a_plan_of_exactly_the_size_limit_is_read(sample, monkeypatch):
     [("instanc", ' (did you mean "instance"?)'), ("zzz", ""), (None, ""), (3, ""), ([], "")],
 )
 def test_the_nearest_choice_is_suggested_only_if_there_is_one(word, hint):
-    assert plan.nearest(word, ["instance", "audit"]) == hint
+    assert schema.nearest(word, ["instance", "audit"]) == hint
