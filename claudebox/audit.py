@@ -49,6 +49,7 @@ _REASONS = (
     ("credentials", "Claude's credentials"),
     ("protected", "read-only in the project: would run outside later"),
     ("toolchain", "toolchain"),
+    ("nix", "the nix daemon: builds for this sandbox, outside of it"),
     ("system", "system"),
 )
 
@@ -129,6 +130,7 @@ def report(plan: dict, environ=os.environ) -> dict:
             "network full: everything that this machine can reach, its own services and its"
             " abstract sockets included"
         )
+    warnings.extend(_nix_warnings(plan))
     if not plan["bwrap"]["disable_userns"]:
         warnings.append(
             "this bwrap cannot forbid further user namespaces inside (bubblewrap 0.8.0 can)"
@@ -138,11 +140,29 @@ def report(plan: dict, environ=os.environ) -> dict:
         "instance": plan["instance"],
         "profile": plan["profile"],
         "network": plan["network"],
+        "nix": plan["nix"],
         "command": plan["command"],
         "env": variables,
         "mounts": places,
         "warnings": warnings,
     }
+
+
+def _nix_warnings(plan: dict) -> list[str]:
+    if plan["nix"] is None or not plan["nix"]["socket"]:
+        return []
+    warnings = []
+    if plan["nix"]["trust"]:
+        warnings.append(
+            f"the nix daemon's socket is inside ({plan['nix']['reason']}): what it builds for this"
+            " session runs outside the sandbox"
+        )
+    if plan["network"]["tier"] != "full":
+        warnings.append(
+            f"network {plan['network']['tier']}: does not hold for the nix daemon: a build whose"
+            " result is known beforehand (a download) has the host's own network (--nix=off)"
+        )
+    return warnings
 
 
 def _project_warnings(root: str) -> list[str]:
@@ -195,6 +215,13 @@ def table(audit: dict, ink) -> str:
         row("", "joined to the internet by", " or else ".join(network["sidecars"]))
     for exception in network.get("allow", ()):
         row("", ink("warning", f"allowed beyond the tier: {printable(exception)}"))
+    if audit["nix"]:
+        inside = "inside:" if audit["nix"]["socket"] else "not inside:"
+        row(
+            "nix",
+            f"the daemon's socket is {inside}",
+            ink("weak", printable(audit["nix"]["reason"])),
+        )
     row("profile", printable(audit["profile"]["name"]) if audit["profile"] else "none")
     row("command", printable(" ".join(audit["command"])))
 

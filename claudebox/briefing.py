@@ -14,7 +14,8 @@ _NETWORK = {
 def text(plan: dict) -> str:
     """Return the briefing of the sandbox that `plan` describes, as Markdown."""
     project = plan["project"]
-    nix = any(mount["target"] == "/nix/store" for mount in plan["mounts"])
+    targets = {mount["target"] for mount in plan["mounts"]}
+    nix = "/nix/store" in targets and "/usr" not in targets
     tools = (
         "The programs are those of a Nix store, read-only."
         if nix
@@ -42,7 +43,7 @@ def text(plan: dict) -> str:
 
 ## Tools
 
-{tools} If something is missing, say so: the user can install it outside.
+{tools}{_nix(plan)} If something is missing, say so: the user can install it outside.
 
 ## Read-only on purpose
 
@@ -57,6 +58,17 @@ not a fault to work around: do not search for them and do not try to leave the s
 needs a credential or a file that is missing, ask the user, who can let it in at the next launch
 (`claudebox --env NAME`).
 """
+
+
+def _nix(plan: dict) -> str:
+    if plan["nix"] is None or not plan["nix"]["socket"]:
+        return ""
+    return (
+        "\n\nNix works here, through the user's nix daemon: `nix shell nixpkgs#NAME -c COMMAND` runs"
+        " a program that is not installed, `nix build` and `nix develop` build, `, COMMAND` works"
+        " where comma is installed. Flakes are enabled. Nothing can be installed for good, and the"
+        " sources that an evaluation needs are downloaded with the network of this sandbox.\n\n"
+    )
 
 
 def _exceptions(network: dict) -> str:

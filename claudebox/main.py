@@ -100,6 +100,7 @@ def _plan(options, inside: list[str]) -> dict:
         options.env,
         options.network,
         options.allow,
+        options.nix,
     )
 
 

@@ -224,6 +224,7 @@ _check_plan = _record(
             {"tier": _choice(*TIERS), "source": _line},
             {"sidecars": _list(_choice(*SIDECARS)), "allow": _list(_line)},
         ),
+        "nix": _or_null(_record({"socket": _boolean, "trust": _boolean, "reason": _line})),
         "bwrap": _record({"path": _absolute_path, "disable_userns": _boolean, "bind_fd": _boolean}),
         "env": _list(_by_key("source", _VARIABLE_SOURCES)),
         "mounts": _list(_by_key("kind", MOUNTS)),

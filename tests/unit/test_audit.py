@@ -488,6 +488,7 @@ def test_the_json_of_the_audit_holds_everything_and_no_secret(sample, monkeypatc
         "instance",
         "profile",
         "network",
+        "nix",
         "command",
         "env",
         "mounts",
