@@ -55,6 +55,7 @@ _REASONS = (
     ("credentials", "Claude's credentials"),
     ("protected", "read-only in the project: would run outside later"),
     ("toolchain", "toolchain"),
+    ("nix", "the nix daemon: builds for this sandbox, outside of it"),
     ("system", "system"),
 )
 
@@ -153,6 +154,7 @@ def report(plan: dict, environ=os.environ) -> dict:
         warnings.append(
             f"{obstacle}: what runs inside can send signals to the process group of claudebox"
         )
+    warnings.extend(_nix_warnings(plan))
     warnings.extend(_limit_warnings(plan))
     if plan["bwrap"]["disable_userns"] is None:
         warnings.append(
@@ -170,6 +172,7 @@ def report(plan: dict, environ=os.environ) -> dict:
         "profile": plan["profile"],
         "network": plan["network"],
         "limits": plan["limits"],
+        "nix": plan["nix"],
         "command": plan["command"],
         "env": variables,
         "packages": plan["packages"],
@@ -177,6 +180,23 @@ def report(plan: dict, environ=os.environ) -> dict:
         "hidden": hidden,
         "warnings": warnings,
     }
+
+
+def _nix_warnings(plan: dict) -> list[str]:
+    if plan["nix"] is None or not plan["nix"]["socket"]:
+        return []
+    warnings = []
+    if plan["nix"]["trust"]:
+        warnings.append(
+            f"the nix daemon's socket is inside ({plan['nix']['reason']}): what it builds for this"
+            " session runs outside the sandbox"
+        )
+    if plan["network"]["tier"] != "full":
+        warnings.append(
+            f"network {plan['network']['tier']}: does not hold for the nix daemon: a build whose"
+            " result is known beforehand (a download) has the host's own network (--nix=off)"
+        )
+    return warnings
 
 
 def _limit_warnings(plan: dict) -> list[str]:
@@ -337,6 +357,13 @@ def table(audit: dict, ink) -> str:
         row("", ink("warning", f"allowed beyond the tier: {printable(exception)}"))
     row("limits", _limit_words(audit["limits"]))
     row("profile", _profile_words(audit["profile"], ink))
+    if audit["nix"]:
+        inside = "inside:" if audit["nix"]["socket"] else "not inside:"
+        row(
+            "nix",
+            f"the daemon's socket is {inside}",
+            ink("weak", printable(audit["nix"]["reason"])),
+        )
     row("command", printable(" ".join(audit["command"])))
 
     lines.append(ink("heading", "environment"))

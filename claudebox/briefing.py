@@ -17,7 +17,8 @@ _NETWORK = {
 def text(plan: dict) -> str:
     """Return the briefing of the sandbox that `plan` describes, as Markdown."""
     project = plan["project"]
-    nix = any(mount["target"] == "/nix/store" for mount in plan["mounts"])
+    targets = {mount["target"] for mount in plan["mounts"]}
+    nix = "/nix/store" in targets and "/usr" not in targets
     tools = (
         "The programs are those of a Nix store, read-only."
         if nix
@@ -46,7 +47,7 @@ def text(plan: dict) -> str:
 
 ## Tools
 
-{tools} If something is missing, say so: the user can install it outside.{_nesting(plan)}
+{tools}{_nix(plan)} If something is missing, say so: the user can install it outside.{_nesting(plan)}
 
 ## Read-only on purpose
 
@@ -107,6 +108,17 @@ def _nesting(plan: dict) -> str:
     return (
         "\nNo container, mount or namespace can be made here: programs that make a sandbox of their"
         " own need to be told not to (Chromium: `--no-sandbox`)."
+    )
+
+
+def _nix(plan: dict) -> str:
+    if plan["nix"] is None or not plan["nix"]["socket"]:
+        return ""
+    return (
+        "\n\nNix works here, through the user's nix daemon: `nix shell nixpkgs#NAME -c COMMAND` runs"
+        " a program that is not installed, `nix build` and `nix develop` build, `, COMMAND` works"
+        " where comma is installed. Flakes are enabled. Nothing can be installed for good, and the"
+        " sources that an evaluation needs are downloaded with the network of this sandbox.\n\n"
     )
 
 

@@ -20,7 +20,6 @@ _PROFILE_DIRECTORY = "/etc/apparmor.d"
 _SYSCTL_DIRECTORY = "/etc/sysctl.d"
 # A number of namespaces for each user; the kernel's own default goes by the memory.
 _ALLOWING = {diagnosis.MAXIMUM: "28633", diagnosis.CLONE: "1"}
-_NIX_SOCKET = "/nix/var/nix/daemon-socket/socket"
 
 
 class Finding:
@@ -545,28 +544,24 @@ def _git(this: Host):
 
 
 def _nix(this: Host):
-    """Look whether the nix daemon builds in a sandbox of its own: else it reads the host for a session."""
-    if not os.path.exists(_NIX_SOCKET):
+    """Look whether a session is given the nix daemon's socket, and if not, why."""
+    from claudebox import nix
+
+    found = nix.decision()
+    if found is None:
         yield Finding("nix", OK, "no nix daemon here, and none is needed")
         return
-    nix = this.find("nix")
-    answer = nix and (
-        _output(nix, "--extra-experimental-features", "nix-command", "config", "show")
-        or _output(nix, "--extra-experimental-features", "nix-command", "show-config")
-    )
-    values = dict(line.split(" = ", 1) for line in (answer or "").splitlines() if " = " in line)
-    sandbox = values.get("sandbox", "unknown")
-    if sandbox == "true":
-        yield Finding("nix", OK, "the daemon builds in sandboxes of its own")
+    if found["socket"]:
+        yield Finding("nix", OK, "the daemon builds in sandboxes of its own: its socket is inside")
         return
-    yield Finding(
-        "nix",
-        WARNING,
-        f"the daemon's own sandboxing is {'off' if sandbox == 'false' else sandbox}: its builders"
-        " see this host",
-        advice="put `sandbox = true` into /etc/nix/nix.conf and start the daemon again:"
-        f" {this.line(Command('systemctl', 'restart', 'nix-daemon', as_root=True))}",
-    )
+    advice = None
+    if "sandbox = " in found["reason"]:
+        advice = (
+            "put `sandbox = true` into /etc/nix/nix.conf and start the daemon again:"
+            f" {this.line(Command('systemctl', 'restart', 'nix-daemon', as_root=True))}"
+        )
+    detail = f"the daemon's socket is not inside: {found['reason']}"
+    yield Finding("nix", WARNING, detail, advice=advice)
 
 
 CHECKS = (

@@ -126,6 +126,12 @@ def add_place_options(target) -> None:
         "--repo", action="store_true", help="mount the whole repository that holds the directory"
     )
     target.add_argument("--shell", action="store_true", help="run a shell instead of Claude Code")
+    target.add_argument(
+        "--nix",
+        default="auto",
+        metavar="MODE",
+        help="the socket of a nix daemon is inside: auto (if its builds are sandboxed), trust, off",
+    )
 
 
 def add_launch_options(target) -> None:

@@ -37,6 +37,7 @@ def refuse_unsafe(plan: dict, protections_are_fresh: bool = False) -> None:
     if not policy.is_within(plan["project"]["cwd"], plan["project"]["root"]):
         raise Refused("the working directory is not in the project")
     _refuse_other_host(plan)
+    _refuse_other_nix(plan, protections_are_fresh)
     allowed = _exceptions(plan)
     for mount in plan["mounts"]:
         _refuse_mount(mount, plan, secrets, allowed)
@@ -112,12 +113,45 @@ def _refuse_other_host(plan: dict) -> None:
         raise Refused(f"{net.RESOLVER_INSIDE} is not the one of its network tier")
 
 
+def _has_nix_socket(plan: dict) -> bool:
+    return plan["nix"] is not None and plan["nix"]["socket"]
+
+
+def _refuse_other_nix(plan: dict, decided_just_now: bool) -> None:
+    """Raise Refused unless the nix daemon's socket is inside where the plan says so, and may.
+
+    What builds for the sandbox outside of it has to sandbox that itself, or be trusted with it by
+    `nix.trust`, which the audit shows.
+    """
+    own = policy.nix_socket_mount()
+    mounted = False
+    for mount in plan["mounts"]:
+        places = (mount["target"], mount.get("source", "")) if mount["kind"] != "symlink" else ()
+        if not any(policy.is_within(place, "/nix/var") for place in places):
+            continue
+        if mount != own:
+            raise Refused(f"the mount on {mount['target']} is not that of the nix daemon's socket")
+        mounted = True
+    if mounted != _has_nix_socket(plan):
+        raise Refused("it says that the nix daemon's socket is inside, or not, and it is otherwise")
+    if mounted and not decided_just_now:
+        from claudebox import nix
+
+        mode = "trust" if plan["nix"]["trust"] else "auto"
+        now = nix.decision(mode)
+        if now is None or not now["socket"]:
+            raise Refused(
+                f"the nix daemon's socket may not be inside: {now['reason'] if now else 'no daemon'}"
+            )
+
+
 def _refuse_variables(plan: dict) -> None:
+    own = {*policy.OWN_VARIABLES, *(policy.NIX_VARIABLES if _has_nix_socket(plan) else ())}
     for variable in plan["env"]:
         name = variable["name"]
         if policy.variable_forbidden(name):
             raise Refused(f"the variable {name} acts on the sandbox's own programs, outside")
-        if name in policy.OWN_VARIABLES and variable["source"] != "claudebox":
+        if name in own and variable["source"] != "claudebox":
             raise Refused(f"the variable {name} is claudebox's to set")
 
 
@@ -125,7 +159,9 @@ def _exceptions(plan: dict) -> set[tuple[str, str]]:
     """Return the (source, target) pairs that are let in although a secret path is touched."""
     home = plan["user"]["home"]
     state = policy.state_home(home)
+    nix = (policy.NIX_SOCKET_DIRECTORY, policy.NIX_SOCKET_DIRECTORY)
     return {
+        *([nix] if _has_nix_socket(plan) else ()),
         (plan["instance"]["path"] + "/claude", home + "/.claude"),
         (state + "/credentials", policy.CREDENTIALS_INSIDE),
         (policy.host_credentials(home), policy.CREDENTIALS_INSIDE + "/.credentials.json"),

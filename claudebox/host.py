@@ -2,7 +2,7 @@
 
 import os
 
-from claudebox import Failure, policy
+from claudebox import Failure, baked, policy
 
 _ELF = b"\x7fELF"
 
@@ -49,8 +49,11 @@ def search_path(project_root: str) -> list[str]:
 def find_program(name: str, project_root: str, also: tuple[str, ...] = ()) -> str | None:
     """Return the path of the executable `name`, from PATH and then from the directories `also`.
 
-    `git`, `bwrap` and `man` are run outside: the system's own come first.
+    `git`, `bwrap` and `man` are run outside: the system's own come first. A build for the nix store
+    has its own programs, which come before all.
     """
+    if name in baked.PROGRAMS:
+        return baked.PROGRAMS[name]
     first = () if name in ("claude", "node") else SYSTEM_DIRECTORIES
     for directory in (*first, *search_path(project_root), *also):
         candidate = f"{directory}/{name}"
@@ -92,8 +95,15 @@ def is_nixos() -> bool:
     return os.path.exists("/run/current-system/sw/bin") and not os.path.exists("/usr/lib")
 
 
+def shows_store() -> bool:
+    """Say whether the programs inside are those of /nix/store, and no /usr is there."""
+    return bool(baked.PATH) or is_nixos()
+
+
 def system_mounts() -> tuple[list[dict], str, str]:
     """Return the mounts that show the system's programs, their PATH, and the shell."""
+    if baked.PATH:
+        return _store_mounts(), ":".join(baked.PATH), baked.SHELL
     mounts = []
     if is_nixos():
         path = os.path.realpath("/run/current-system/sw/bin")
@@ -134,6 +144,35 @@ def find_claude(project_root: str, home: str) -> str | None:
     return find_program("claude", project_root, also)
 
 
+def _store_mounts() -> list[dict]:
+    """Return the mounts of a system of which only /nix/store, and nothing of /usr, is shown."""
+    mounts = [_ro_bind("/nix/store", "system")]
+    links = {"/bin/sh": baked.SH, "/usr/bin/env": baked.ENV}
+    for file in policy.SYSTEM_FILES_BESIDE_STORE:
+        source = os.path.realpath(file)
+        if os.path.isfile(source) and not policy.is_within(source, "/usr"):
+            mounts.append(_ro_bind(source, "system", target=file))
+    bundle = policy.CERTIFICATES_INSIDE
+    for file in policy.CERTIFICATE_BUNDLES:
+        source = os.path.realpath(file)
+        if os.path.isfile(source) and not policy.is_within(source, "/usr"):
+            mounts.append(_ro_bind(source, "system", target=bundle))
+            break
+    else:
+        links[bundle] = baked.CERTIFICATES
+    zone = os.path.realpath("/etc/localtime").partition("/zoneinfo/")[2]
+    if zone:
+        links["/etc/localtime"] = f"{baked.ZONEINFO}/{zone}"
+    for target, source in links.items():
+        mounts.append({"kind": "symlink", "source": source, "target": target, "reason": "system"})
+    return mounts
+
+
+def gate_programs() -> tuple[str, str]:
+    """Return the paths, inside, of the shell and of the `env` that start what runs in a sandbox."""
+    return baked.SH or "/bin/sh", baked.ENV or "/usr/bin/env"
+
+
 def claude(project_root: str, home: str) -> tuple[list[dict], bool]:
     """Return the mounts that make `claude` a program inside, and whether PATH needs TOOLS_INSIDE.
 
@@ -149,10 +188,14 @@ def claude(project_root: str, home: str) -> tuple[list[dict], bool]:
         )
     program = os.path.realpath(found)
     inside = policy.TOOLS_INSIDE + "/claude"
+    if baked.PATH and "claude" in baked.PROGRAMS:
+        return [], False
     if _shown_by_the_system(program):
         if os.path.dirname(found) in policy.SYSTEM_PATH.split(":"):
             return [], False
         return [_link(program, inside)], True
+    if policy.is_within(program, policy.NIX_STORE):
+        return [_ro_bind(policy.NIX_STORE, "toolchain"), _link(program, inside)], True
     try:
         with open(program, "rb") as file:
             first_line = file.readline(256)
@@ -187,7 +230,7 @@ def _npm_package(program: str) -> str | None:
 
 
 def _shown_by_the_system(path: str) -> bool:
-    return policy.is_within(path, "/nix/store" if is_nixos() else "/usr")
+    return policy.is_within(path, policy.NIX_STORE if shows_store() else "/usr")
 
 
 def _ro_bind(source: str, reason: str, target: str | None = None) -> dict:

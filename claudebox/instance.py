@@ -35,11 +35,19 @@ def identity_of(root: str) -> str:
     return sha256(os.fsencode(root)).hexdigest()[:16]
 
 
-def resolve(directory: str = ".", repo=False, shell=False, arguments=(), with_claude=True) -> dict:
+def resolve(
+    directory: str = ".",
+    repo=False,
+    shell=False,
+    arguments=(),
+    nix_mode="auto",
+    with_claude=True,
+) -> dict:
     """Return the base plan for a session in `directory`.
 
     With `repo` the project is the repository that holds the directory, otherwise the directory
-    alone; with `shell` a shell runs instead of Claude Code; `arguments` go to either;
+    alone; with `shell` a shell runs instead of Claude Code; `arguments` go to either; `nix_mode`
+    says whether the socket of a nix daemon is inside (policy.NIX_MODES);
     without `with_claude` the sandbox is made although Claude Code is not installed.
     Raises Failure where a session is refused or a program is missing.
     """
@@ -75,6 +83,7 @@ def resolve(directory: str = ".", repo=False, shell=False, arguments=(), with_cl
     tools, tools_on_path = host.claude(root, home) if with_claude else ([], False)
     if tools_on_path:
         path = f"{policy.TOOLS_INSIDE}:{path}"
+    nix, nix_tools, path = _nix(nix_mode, root, path, (*system, *tools))
     if shell:
         command = [default_shell, *arguments]
     else:
@@ -86,16 +95,18 @@ def resolve(directory: str = ".", repo=False, shell=False, arguments=(), with_cl
         "user": user,
         "profile": None,
         "network": {"tier": net.DEFAULT_TIER, "source": "default"},
+        "nix": nix,
         "bwrap": host.bwrap(root),
         "limits": policy.limits(host.memory()),
         "packages": [],
-        "env": _environment(home, path, default_shell, notes),
+        "env": _environment(home, path, default_shell, nix, notes),
         "mounts": [
             *system,
             *_generated(user, root, identity),
             {"kind": "tmpfs", "target": home, "reason": "system"},
             *_state(instance, home, notes),
             *tools,
+            *nix_tools,
             {"kind": "bind", "source": root, "target": root, "reason": "project"},
             *protected,
         ],
@@ -103,6 +114,23 @@ def resolve(directory: str = ".", repo=False, shell=False, arguments=(), with_cl
         "command": command,
         "notes": notes,
     }
+
+
+def _nix(mode: str, root: str, path: str, others) -> tuple[dict | None, list, str]:
+    """Return the plan's `nix`, its mounts beside `others`, and the PATH with `nix` in it."""
+    if mode == "auto" and not os.path.lexists(policy.NIX_SOCKET):
+        return None, [], path
+    from claudebox import nix
+
+    chosen = nix.decision(mode)
+    if chosen is None or not chosen["socket"]:
+        return chosen, [], path
+    targets = {mount["target"] for mount in others}
+    mounts = [mount for mount in nix.socket_mounts() if mount["target"] not in targets]
+    directory = nix.client_directory(root)
+    if directory and directory not in path.split(":") and not host.shows_store():
+        path += f":{directory}"
+    return chosen, mounts, path
 
 
 def _repository(root: str, home: str, secrets: dict, notes: list[str]) -> dict | None:
@@ -149,7 +177,9 @@ def excluded(place: dict, protected: list[dict]) -> list[dict]:
     return [{"kind": "file", "content": content, "target": path, "reason": "protected"}]
 
 
-def _environment(home: str, path: str, shell: str, notes: list[str]) -> list[dict]:
+def _environment(
+    home: str, path: str, shell: str, nix: dict | None, notes: list[str]
+) -> list[dict]:
     variables = []
     for name in sorted(os.environ):
         if policy.host_variable_allowed(name) and name != policy.API_KEY:
@@ -166,6 +196,7 @@ def _environment(home: str, path: str, shell: str, notes: list[str]) -> list[dic
         "CLAUDE_CONFIG_DIR": home + "/.claude",
         "CLAUDE_SECURESTORAGE_CONFIG_DIR": policy.CREDENTIALS_INSIDE,
         **policy.CLAUDE_VARIABLES,
+        **(policy.NIX_VARIABLES if nix and nix["socket"] else {}),
     }
     variables.extend(
         {"name": name, "source": "claudebox", "value": value} for name, value in own.items()
@@ -347,5 +378,5 @@ def main(arguments: list[str]) -> int:
         return 0
     if options.action == "remove":
         return _remove(options.directory, options.yes)
-    command.write_plan(resolve(options.directory, options.repo, options.shell, inside))
+    command.write_plan(resolve(options.directory, options.repo, options.shell, inside, options.nix))
     return 0

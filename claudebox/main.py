@@ -116,6 +116,7 @@ def _plan(options, inside: list[str]) -> dict:
         options.mount,
         options.hide,
         options.devshell,
+        options.nix,
     )
 
 

@@ -106,6 +106,11 @@ _check_plan = schema.record(
                 "allow": schema.list_of(schema.line),
             },
         ),
+        "nix": schema.or_null(
+            schema.record(
+                {"socket": schema.boolean, "trust": schema.boolean, "reason": schema.line}
+            )
+        ),
         "bwrap": schema.record(
             {
                 "path": schema.absolute_path,

@@ -101,6 +101,17 @@ SYSTEM_FILES = (
     "/etc/ssl/openssl.cnf",
 )
 
+# The same where only /nix/store, and nothing of /usr, is shown: no directory that links into that.
+SYSTEM_FILES_BESIDE_STORE = ("/etc/mime.types", "/etc/protocols", "/etc/services")
+# Where programs of the nix store look for certificates, and where hosts have them.
+CERTIFICATES_INSIDE = "/etc/ssl/certs/ca-certificates.crt"
+CERTIFICATE_BUNDLES = (
+    CERTIFICATES_INSIDE,
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/cert.pem",
+)
+
 # Of the whole machine although /proc is fresh: kernel keys, kernel addresses, hardware.
 MASKED_PROC_FILES = (
     "/proc/kallsyms",
@@ -122,6 +133,92 @@ MEMORY_SHARE, TMP_SHARE = 3 / 4, 1 / 4
 # What is in memory, as a part of the limit for /tmp, which the home directory has in full. Together
 # they stay below the memory of a session: nothing else bounds them where there is no control group.
 TMPFS_DIVISORS = {"/var/tmp": 2, "/dev/shm": 2, "/run": 16}
+# ---------------------------------------------------------------------------- nix
+
+# The default places of nix, which a daemon that other users can reach has (nix.conf(5)).
+NIX_STORE = "/nix/store"
+NIX_SOCKET_DIRECTORY = "/nix/var/nix/daemon-socket"
+NIX_SOCKET = NIX_SOCKET_DIRECTORY + "/socket"
+# What a daemon reads, in this order: the later one wins.
+NIX_CONFIGURATION = ("/etc/nix/nix.conf", "/etc/xdg/nix/nix.conf")
+# Whether the daemon's socket is inside: where its builds are sandboxed, always, never.
+NIX_MODES = ("auto", "trust", "off")
+# Set by claudebox where the socket is inside.
+NIX_VARIABLES = {
+    "NIX_REMOTE": "daemon",
+    "NIX_CONFIG": "experimental-features = nix-command flakes",
+}
+# What a daemon may show its builds of the host (`sandbox-paths`): programs, and devices for all.
+NIX_HARMLESS_SANDBOX_PATHS = (
+    NIX_STORE,
+    "/bin",
+    "/dev/kvm",
+    "/lib",
+    "/lib64",
+    "/run/binfmt",
+    "/run/opengl-driver",
+    "/usr/bin",
+    "/usr/lib",
+    "/usr/lib64",
+)
+
+# What the evaluation of a project's flake sees of the project. Whatever it sees is copied into the
+# store, which every user can read: so no other files, and nothing that looks like a secret.
+DEVSHELL_FILE_SUFFIXES = (".nix",)
+DEVSHELL_FILE_NAMES = (
+    "flake.lock",
+    "Cargo.lock",
+    "Cargo.toml",
+    "go.mod",
+    "go.sum",
+    "package.json",
+    "package-lock.json",
+    "poetry.lock",
+    "pyproject.toml",
+    "requirements.txt",
+    "rust-toolchain",
+    "rust-toolchain.toml",
+    "uv.lock",
+)
+# What is taken over from a development shell beside its PATH. The sandbox's environment is the one
+# that bwrap is executed with, so nothing that the C library obeys.
+DEVSHELL_VARIABLES = (
+    "ACLOCAL_PATH",
+    "AR",
+    "AS",
+    "CC",
+    "CMAKE_INCLUDE_PATH",
+    "CMAKE_LIBRARY_PATH",
+    "CMAKE_PREFIX_PATH",
+    "CPATH",
+    "CPLUS_INCLUDE_PATH",
+    "CXX",
+    "C_INCLUDE_PATH",
+    "FONTCONFIG_FILE",
+    "GI_TYPELIB_PATH",
+    "GOROOT",
+    "JAVA_HOME",
+    "LD",
+    "LIBCLANG_PATH",
+    "LIBRARY_PATH",
+    "NIX_CC",
+    "NIX_CFLAGS_COMPILE",
+    "NIX_LDFLAGS",
+    "NM",
+    "NODE_PATH",
+    "OPENSSL_DIR",
+    "OPENSSL_INCLUDE_DIR",
+    "OPENSSL_LIB_DIR",
+    "PERL5LIB",
+    "PKG_CONFIG_PATH",
+    "PROTOC",
+    "PROTOC_INCLUDE",
+    "PYTHONPATH",
+    "RANLIB",
+    "RUST_SRC_PATH",
+    "STRIP",
+    "XDG_DATA_DIRS",
+)
 
 # ---------------------------------------------------------------------------- network
 
@@ -476,6 +573,15 @@ def proc_masks() -> list[dict]:
         for path in MASKED_PROC_FILES
         if os.path.exists(path)
     ]
+
+
+def nix_socket_mount() -> dict:
+    """Return the only mount of what belongs to a nix daemon.
+
+    It is the directory: a daemon that is started again makes a new socket in it.
+    """
+    place = NIX_SOCKET_DIRECTORY
+    return {"kind": "ro-bind", "source": place, "target": place, "reason": "nix"}
 
 
 def state_home(home: str, environ=os.environ) -> str:

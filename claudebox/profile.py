@@ -183,16 +183,15 @@ def _with_packages(plan: dict, references: list[str], devshell, reason: str) -> 
     if devshell:
         wanted = devshell if isinstance(devshell, str) else None
         # What the plan says of a daemon that does not sandbox its builds holds here as well.
-        trust = {"trust": True} if (plan.get("nix") or {}).get("trust") else {}
-        directories, variables = nix.devshell(wanted, root, home, **trust)
+        trust = plan["nix"] is not None and plan["nix"]["trust"]
+        directories, variables = nix.devshell(wanted, root, home, trust)
         packages.append({"reference": wanted or root, "paths": directories, "reason": "devshell"})
     if references:
         paths = nix.packages(references, home, root)
         for name in references:
             packages.append({"reference": name, "paths": paths[name], "reason": reason})
             directories = [*directories, *paths[name]]
-    targets = {mount["target"] for mount in plan["mounts"]}
-    store = [mount for mount in nix.store_mounts() if mount["target"] not in targets]
+    store = nix.store_mounts(plan["mounts"])
     own = {variable["name"] for variable in plan["env"] if variable["source"] == "claudebox"}
     refused = {
         name

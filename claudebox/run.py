@@ -5,7 +5,7 @@ import fcntl
 import os
 import sys
 
-from claudebox import Failure, enforcement, git_identity, policy, project
+from claudebox import Failure, baked, enforcement, git_identity, host, policy, project
 from claudebox.sandbox import bwrap
 
 # The payload waits in this shell until the launcher has seen that it is up, and never starts if the
@@ -333,15 +333,18 @@ def _payload(plan: dict, restored: list[int]) -> list[str]:
 
     In this order no signal can be lost between an open gate and the command.
     """
-    gate = ["/bin/sh", "-c", _GATE, "sh", *plan["command"]]
+    shell, env = host.gate_programs()
+    gate = [shell, "-c", _GATE, "sh", *plan["command"]]
     if not restored:
         return gate
     names = ",".join(_NAMES[number] for number in restored)
-    return ["/usr/bin/env", f"--default-signal={names}", *gate]
+    return [env, f"--default-signal={names}", *gate]
 
 
 def _env_restores_signals() -> bool:
-    """Say whether /usr/bin/env knows --default-signal (coreutils 8.31): its name is in the program."""
+    """Say whether `env` inside knows --default-signal (coreutils 8.31): its name is in the program."""
+    if baked.ENV:
+        return True
     try:
         with open("/usr/bin/env", "rb") as program:
             return b"default-signal" in program.read()

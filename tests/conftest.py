@@ -5,13 +5,17 @@ import shutil
 import pytest
 
 PROGRAMS = {
+    "bash-static": "apt-get install bash-static",
     "bwrap": "apt-get install bubblewrap",
+    "busybox": "apt-get install busybox-static",
     "claude": "npm install --global @anthropic-ai/claude-code (see README.md)",
     "fish": "apt-get install fish",
     "git": "apt-get install git",
     "man": "apt-get install man-db",
     "mandoc": "apt-get install mandoc",
+    "nix-daemon": "apt-get install nix-bin",
     "openssl": "apt-get install openssl",
+    "patchelf": "apt-get install patchelf",
     "strace": "apt-get install strace",
     "tmux": "apt-get install tmux",
     "zsh": "apt-get install zsh",

@@ -142,7 +142,7 @@ def test_a_subcommand_is_offered_first_also_one_of_the_users_own(place, complete
 
 @SHELLS
 def test_the_options_of_a_command_are_offered(place, complete):
-    assert complete(place, "claudebox", "--n") == {"--network"}
+    assert complete(place, "claudebox", "--ne") == {"--network"}
     assert complete(place, "claudebox", "doctor", "--f") == {"--fix"}
     assert complete(place, "claudebox-gc", "--older") == {"--older-than"}
     assert complete(place, "claudebox", "--gc", "--older") == {"--older-than"}

@@ -330,6 +330,7 @@ def test_the_limits_of_hiding_stand_in_the_page():
 def test_every_variable_that_is_let_in_or_set_stands_in_the_page_of_claudebox():
     named = {*policy.HOST_VARIABLES, *policy.HOST_VARIABLE_PREFIXES, policy.API_KEY}
     named |= {*policy.CLAUDE_VARIABLES, *policy.SECRET_PLACE_VARIABLES}
+    named |= {*policy.NIX_VARIABLES, *policy.DEVSHELL_VARIABLES}
     assert named - marked("claudebox.1", "Ev") == set()
 
 
@@ -355,10 +356,18 @@ def test_every_variable_of_claudebox_itself_is_explained():
         ("claudebox.1", policy.PROTECTED_GIT_PATHS),
         ("claudebox.1", policy.PROTECTED_PROJECT_PATHS),
         ("claudebox.1", policy.WATCHED_PROJECT_PATHS),
+        ("claudebox.1", {*policy.DEVSHELL_FILE_NAMES, *policy.DEVSHELL_FILE_SUFFIXES}),
         ("claudebox-audit.1", policy.SECRET_FILE_NAMES),
         ("claudebox-audit.1", policy.HARMLESS_FILE_NAMES),
     ],
-    ids=["protected in git", "protected in the project", "watched", "secret", "harmless"],
+    ids=[
+        "protected in git",
+        "protected in the project",
+        "watched",
+        "of a shell",
+        "secret",
+        "harmless",
+    ],
 )
 def test_every_file_name_of_the_policy_stands_in_the_page_that_describes_it(page, names):
     assert set(names) - marked(page, "Pa") == set()

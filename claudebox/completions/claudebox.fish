@@ -15,6 +15,7 @@ claudebox|-h --help||show this help message and exit
 claudebox|--version||show program’s version number and exit
 claudebox|--repo||mount the whole repository that holds the directory
 claudebox|--shell||run a shell instead of Claude Code
+claudebox|--nix|(auto trust off)|the socket of a nix daemon is inside: auto (if its builds are sandboxed), trust, off
 claudebox|--network|(none inet full)|none, inet or full
 claudebox|--profile|profile|apply this profile
 claudebox|--env|variable|let this variable of the host in (may be given more than once)
@@ -55,6 +56,7 @@ claudebox instance resolve|-h --help||show this help message and exit
 claudebox instance resolve||directory|
 claudebox instance resolve|--repo||mount the whole repository that holds the directory
 claudebox instance resolve|--shell||run a shell instead of Claude Code
+claudebox instance resolve|--nix|(auto trust off)|the socket of a nix daemon is inside: auto (if its builds are sandboxed), trust, off
 claudebox instance list|-h --help||show this help message and exit
 claudebox instance list|--json||print JSON
 claudebox instance path|-h --help||show this help message and exit
@@ -77,6 +79,7 @@ claudebox plan|-h --help||show this help message and exit
 claudebox plan|--version||show program’s version number and exit
 claudebox plan|--repo||mount the whole repository that holds the directory
 claudebox plan|--shell||run a shell instead of Claude Code
+claudebox plan|--nix|(auto trust off)|the socket of a nix daemon is inside: auto (if its builds are sandboxed), trust, off
 claudebox plan|--network|(none inet full)|none, inet or full
 claudebox plan|--profile|profile|apply this profile
 claudebox plan|--env|variable|let this variable of the host in (may be given more than once)

@@ -12,7 +12,7 @@ import sys
 HERE = os.path.dirname(os.path.realpath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
-from claudebox import command_line, main, plan  # noqa: E402
+from claudebox import command_line, main, plan, policy  # noqa: E402
 
 FILES = ("claudebox.bash", "_claudebox", "claudebox.fish")
 
@@ -22,6 +22,7 @@ FILES = ("claudebox.bash", "_claudebox", "claudebox.fish")
 _KINDS_OF_OPTIONS = {"--env": "variable", "--hide": "file", "--mount": "file"}
 _KINDS = {
     "TIER": f"({' '.join(plan.TIERS)})",
+    "MODE": f"({' '.join(policy.NIX_MODES)})",
     "NAME": "profile",
     "DIR": "directory",
     "DIR|ID": "instance",

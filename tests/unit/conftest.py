@@ -14,6 +14,18 @@ sys.path.insert(0, str(ROOT))
 
 from claudebox import project as project_walk  # noqa: E402
 
+# Where this machine has the programs that the tests run: not every one has a /usr/bin.
+PROGRAMS = ("bash", "env", "git", "python3", "sed", "sh")
+SYSTEM = ":".join(
+    dict.fromkeys(
+        (
+            *(os.path.dirname(shutil.which(name) or "/usr/bin/x") for name in PROGRAMS),
+            "/usr/bin",
+            "/bin",
+        )
+    )
+)
+
 GIT_CONFIGURATION = """
 [user]
 	name = Unit Test
@@ -72,7 +84,7 @@ def scratch_environment(tmp_path, home, programs):
     """The variables that every command of these tests starts with."""
     return {
         "HOME": str(home),
-        "PATH": f"{tmp_path}/tools:{programs}:/usr/bin:/bin",
+        "PATH": f"{tmp_path}/tools:{programs}:{SYSTEM}",
         "LANG": "C.UTF-8",
         "TERM": "xterm",
     }
@@ -84,7 +96,7 @@ def environment(request, monkeypatch):
     for name in os.environ:
         if not name.startswith("PYTEST_"):
             monkeypatch.delenv(name)
-    scratch = {"HOME": "/nonexistent", "PATH": "/usr/bin:/bin"}
+    scratch = {"HOME": "/nonexistent", "PATH": SYSTEM}
     if "home" in request.fixturenames:
         scratch = request.getfixturevalue("scratch_environment")
     for name, value in scratch.items():
@@ -151,6 +163,7 @@ def _sample(home, project):
         "user": {"name": "unit", "uid": os.getuid(), "gid": os.getgid(), "home": str(home)},
         "profile": None,
         "network": {"tier": "full", "source": "default"},
+        "nix": None,
         "bwrap": {"path": "/usr/bin/bwrap", "disable_userns": True, "bind_fd": True},
         "limits": {"processes": 100, "memory": 1 << 30, "tmp": 1 << 28},
         "packages": [],
@@ -203,9 +216,12 @@ def paper_plan():
     return _sample("/home/u", "/home/u/src/app")
 
 
+GIT = shutil.which("git")
+
+
 def _git(directory, *arguments, **environment):
     done = subprocess.run(
-        ["/usr/bin/git", "-C", directory, *arguments],
+        [GIT, "-C", directory, *arguments],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,

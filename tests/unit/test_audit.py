@@ -528,6 +528,7 @@ def test_the_json_of_the_audit_holds_everything_and_no_secret(sample, monkeypatc
         "profile",
         "network",
         "limits",
+        "nix",
         "command",
         "env",
         "packages",

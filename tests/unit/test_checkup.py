@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from claudebox import Failure, audit, checkup, command, distribution, doctor, host
+from claudebox import Failure, audit, checkup, command, distribution, doctor, host, nix
 from claudebox.checkup import OK, PROBLEM, WARNING
 from claudebox.sandbox import diagnosis, inet
 
@@ -511,20 +511,26 @@ def test_a_missing_git_is_a_warning_that_its_package_mends(this, monkeypatch):
     assert (verdict, line) == (WARNING, f"{APT} git")
 
 
-@pytest.mark.parametrize(("says", "verdict"), [("true", OK), ("false", WARNING), ("", WARNING)])
-def test_the_sandboxing_of_the_nix_daemon_is_looked_at(this, fp, monkeypatch, says, verdict):
-    monkeypatch.setattr(checkup, "_NIX_SOCKET", "/")
-    monkeypatch.setattr(this, "find", lambda name: f"/n/{name}")
-    begin = ["/n/nix", "--extra-experimental-features", "nix-command"]
-    fp.register([*begin, "config", "show"], returncode=1)
-    fp.register([*begin, "show-config"], stdout=f"cores = 0\nsandbox = {says}\n" if says else "")
+@pytest.mark.parametrize(
+    ("reason", "verdict", "advice"),
+    [
+        (None, OK, False),
+        ("the nix daemon builds with sandbox = false", WARNING, True),
+        ("u is one of the nix daemon's trusted-users", WARNING, False),
+    ],
+)
+def test_whether_a_session_is_given_the_nix_daemon_is_said(
+    this, monkeypatch, reason, verdict, advice
+):
+    monkeypatch.setattr(nix, "_is_socket", lambda _: True)
+    monkeypatch.setattr(nix, "why_unsafe", lambda: reason)
     found = look(checkup._nix, this)["nix"]
-    assert found[0] == verdict
-    assert verdict == OK or "sandbox = true" in found[3]
+    assert found[0] == verdict and (reason or "its socket is inside") in found[1]
+    assert ("sandbox = true" in (found[3] or "")) == advice
 
 
 def test_no_nix_daemon_is_no_matter(this, monkeypatch):
-    monkeypatch.setattr(checkup, "_NIX_SOCKET", "/nowhere")
+    monkeypatch.setattr(nix, "_is_socket", lambda _: False)
     assert look(checkup._nix, this)["nix"][0] == OK
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import shlex
+import shutil
 import signal
 import struct
 import subprocess
@@ -191,7 +192,7 @@ def test_with_everything_closed_a_command_just_fails(run):
 def test_a_pipe_that_closes_early_ends_the_whole_pipeline(bin_directory, project):
     commands = f"{bin_directory}/claudebox plan | {bin_directory}/claudebox-net apply | true"
     done = subprocess.run(
-        ["/bin/bash", "-o", "pipefail", "-c", commands],
+        [shutil.which("bash"), "-o", "pipefail", "-c", commands],
         cwd=project,
         capture_output=True,
         text=True,
@@ -586,7 +587,10 @@ def through_the_shell(bin_directory, cwd, profile, network, place, inside=()):
     ]
     line = " | ".join(shlex.join([f"{bin_directory}/{name}", *words]) for name, *words in stages)
     return subprocess.run(
-        ["/bin/bash", "-o", "pipefail", "-c", line], cwd=cwd, capture_output=True, timeout=20
+        [shutil.which("bash"), "-o", "pipefail", "-c", line],
+        cwd=cwd,
+        capture_output=True,
+        timeout=20,
     )
 
 

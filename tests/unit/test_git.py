@@ -1,13 +1,14 @@
 """Finding the git directory of a project: real repositories, hostile ones, and what is executed."""
 
 import os
+import shutil
 
 import pytest
 
 from claudebox import git as discovery
 from claudebox import git_identity, host, instance
 
-REAL_GIT = "/usr/bin/git"
+REAL_GIT = shutil.which("git")
 
 
 def refused(root):

@@ -564,7 +564,7 @@ def nix(monkeypatch):
         module.asked.append(("packages", references, home, root))
         return {name: [f"/nix/store/0-{name.partition('#')[2]}/bin"] for name in references}
 
-    def devshell(reference, root, home):
+    def devshell(reference, root, home, _trust):
         module.asked.append(("devshell", reference, root, home))
         variables = {
             "CC": "/nix/store/0-gcc/bin/gcc",
@@ -576,7 +576,8 @@ def nix(monkeypatch):
 
     store = {"kind": "ro-bind", "source": "/usr", "target": "/nix/store", "reason": "toolchain"}
     module.packages, module.devshell = packages, devshell
-    module.store_mounts = lambda: [store]
+    module.decision = lambda *_: None
+    module.store_mounts = lambda mounts=(): [] if store in mounts else [store]
     monkeypatch.setitem(sys.modules, "claudebox.nix", module)
     import claudebox
 
