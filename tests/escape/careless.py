@@ -57,10 +57,14 @@ def make_standins(plan: dict, opened: int) -> None:
     replace(opened, standins.RECORD, "[]")
     for mount in plan["mounts"]:
         if mount["reason"] == "protected" and not os.path.exists(mount["target"]):
-            if mount["kind"] == "file":
-                write(mount["target"], mount["content"])
-            else:
-                os.makedirs(os.path.realpath(mount["target"]), exist_ok=True)
+            try:
+                if mount["kind"] == "file":
+                    write(mount["target"], mount["content"])
+                else:
+                    os.makedirs(os.path.realpath(mount["target"]), exist_ok=True)
+            except OSError:
+                # bwrap will make it.
+                pass
 
 
 _arguments = bwrap.arguments
@@ -70,7 +74,7 @@ def arguments(plan: dict) -> list:
     """Return bwrap's arguments for mount points that are where a link on the way leads."""
     mounts = [
         {**mount, "target": os.path.realpath(mount["target"])}
-        if mount["reason"] == "protected"
+        if mount["reason"] == "protected" and os.path.exists(mount["target"])
         else mount
         for mount in plan["mounts"]
     ]
@@ -119,8 +123,8 @@ def refresh_metadata(directory: int, own: dict) -> None:
         pass
 
 
-def open_anything(path: str) -> int:
-    return os.open(path, os.O_RDONLY)
+def hold(_path: str) -> int:
+    return os.open("/", os.O_PATH)
 
 
 git.read_small_file = instance.git.read_small_file = read
@@ -137,7 +141,7 @@ sources.open_path = lambda path: os.open(path, os.O_PATH)
 sources.refuse_other_mounts = lambda *_: None
 protection._Protection.obeyed = obeyed
 bwrap.arguments = arguments
-standins._hold = open_anything
+standins._hold = hold
 standins._make_all = make_standins
 state._prepare_credentials = prepare_credentials
 state._refresh_metadata = refresh_metadata

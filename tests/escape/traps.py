@@ -231,12 +231,21 @@ def _settings(name):
     def dangling(place):
         _link(f"{place.home}/.ssh/new", f"{place.project}/{name}")
 
+    def oldroot(place):
+        _link(f"/oldroot{place.home}/.ssh/new", f"{place.project}/{name}")
+
     def pipe(place):
         _pipe(f"{place.project}/{name}")
 
     for function, what, sentence in (
         (link, "links_to_a_key", f"A link {name} to a key is not mounted."),
         (dangling, "links_to_nothing", f"A link {name} into ~/.ssh makes nothing there."),
+        # bwrap before 0.12 follows it to the host's root, which it has there (CVE-2026-87766).
+        (
+            oldroot,
+            "links_into_oldroot",
+            f"A link {name} into bwrap's own view makes nothing there.",
+        ),
         (pipe, "is_a_pipe", f"A named pipe {name} does not hold the launch up."),
     ):
         function.__name__ = f"{plain}_{what}"
