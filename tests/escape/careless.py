@@ -17,7 +17,7 @@ def at(directory: int, name: str) -> str:
     return f"/proc/self/fd/{directory}/{name}"
 
 
-def read(path: str, *_):
+def read(path: str, *_, **_options):
     if not os.path.exists(path) or os.path.isdir(path):
         return None
     with open(path, errors="surrogateescape") as file:
