@@ -53,9 +53,16 @@ DENIED = {
 SOCKET = (41, 198)
 ALLOWED_FAMILIES = (1, 2, 10, 16)
 
-# Requests that type into, or draw on, the terminal that the sandbox shares with the host.
+# Requests that type into, or draw on, the terminal that the sandbox shares with the host, or that
+# leave it deaf or closed to others (a line discipline, exclusive use) when the session is over.
 IOCTL = (16, 29)
-DENIED_IOCTLS = {"TIOCSTI": 0x5412, "TIOCLINUX": 0x541C, "TIOCCONS": 0x541D}
+DENIED_IOCTLS = {
+    "TIOCSTI": 0x5412,
+    "TIOCLINUX": 0x541C,
+    "TIOCCONS": 0x541D,
+    "TIOCSETD": 0x5423,
+    "TIOCEXCL": 0x540C,
+}
 
 _LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000

@@ -9,7 +9,7 @@ import signal
 import socket
 import struct
 
-from probes import CANARY, FACTS, ON_X86, NotHere, call, declare, libc, named
+from probes import CANARY, FACTS, ON_X86, NotHere, call, declare, in_child, libc, named
 
 probe = declare("processes and kernel")
 
@@ -417,6 +417,36 @@ probe()(
 )
 
 
+def _changes_the_terminal(request, argument, back):
+    """Return a probe that changes the terminal for whoever comes after, and undoes it at once."""
+
+    def attempt():
+        if not os.isatty(0):
+            raise NotHere("there is no terminal")
+        _ioctl(0, request, ctypes.byref(ctypes.c_int(argument)))
+        _ioctl(0, *back)
+        return "it was done"
+
+    return attempt
+
+
+# TIOCSETD to N_NULL (27) and back to N_TTY, TIOCEXCL and TIOCNXCL.
+probe()(
+    named(
+        "terminal_line_discipline",
+        "The terminal cannot be left deaf by another line discipline.",
+        _changes_the_terminal(0x5423, 27, (0x5423, ctypes.byref(ctypes.c_int(0)))),
+    )
+)
+probe()(
+    named(
+        "terminal_exclusive",
+        "The terminal cannot be closed to everybody else.",
+        _changes_the_terminal(0x540C, 0, (0x540D, None)),
+    )
+)
+
+
 @probe(no_control="success would take the console of the machine")
 def terminal_takes_the_console():
     """The output of the console cannot be redirected (TIOCCONS)."""
@@ -533,6 +563,8 @@ def path_of_the_control_group():
     """The path of the control group of the host does not show."""
     with open("/proc/self/cgroup") as file:
         paths = {line.rstrip("\n").split(":", 2)[2] for line in file}
+    # A group that claudebox made for the session says nothing of those above it.
+    paths = {path for path in paths if not path.startswith("/claudebox-") or path.count("/") > 1}
     if paths <= {"/"}:
         if not FACTS["sandboxed"]:
             raise NotHere("the caller itself is in the topmost control group")
@@ -545,11 +577,12 @@ def trace_past_the_filter():
     """A traced process cannot be made to make a refused call after the filter looked at another."""
     if not ON_X86:
         raise NotHere("written for x86_64")
-    child = os.fork()
-    if child == 0:
+
+    def be_traced():
         call("ptrace", 0, 0, 0, 0)
         os.kill(os.getpid(), signal.SIGSTOP)
-        os._exit(0)
+
+    child = in_child(be_traced)
     os.waitpid(child, 0)
     # PTRACE_SYSCALL to the entry of its next call, PTRACE_POKEUSER of orig_rax and rdi, its exit.
     call("ptrace", 24, child, 0, 0)
