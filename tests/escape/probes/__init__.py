@@ -100,7 +100,10 @@ def _run_one(probe: Probe) -> list[str]:
         time.sleep(0.0005)
     answer = os.read(reader, 4096)
     os.close(reader)
-    return json.loads(answer) if answer else [BLOCKED, "the probe was killed"]
+    try:
+        return json.loads(answer) if answer else [BLOCKED, "the probe was killed"]
+    except ValueError:
+        return [BROKEN, "a child of the probe went on as the probe"]
 
 
 def _attempt(probe: Probe) -> list[str]:
@@ -237,6 +240,18 @@ def reached(
         if error.errno in refusals:
             raise
         return f"{name} was refused by the kernel itself: {errno.errorcode[error.errno]}"
+
+
+def in_child(function) -> int:
+    """Run `function` in a child, whose errors are its own, and return the child's pid."""
+    child = os.fork()
+    if child == 0:
+        try:
+            function()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return child
 
 
 def first(found) -> str | None:

@@ -19,6 +19,8 @@ from probes import (
     declare,
     first,
     holds_canary,
+    in_child,
+    libc,
     named,
 )
 
@@ -554,16 +556,16 @@ def core_dump():
         raise NotHere(f"cores go to {pattern}")
     place = f"{FACTS['project']}/crash"
     os.makedirs(place, exist_ok=True)
-    child = os.fork()
-    if child == 0:
+
+    def crash():
         os.chdir(place)
-        resource.setrlimit(
-            resource.RLIMIT_CORE, (1 << 28, resource.getrlimit(resource.RLIMIT_CORE)[1])
-        )
-        libc_free = ctypes.CDLL(None).prctl
-        libc_free(4, 1, 0, 0, 0)
+        hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+        resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
+        # PR_SET_DUMPABLE
+        libc.prctl(4, 1, 0, 0, 0)
         os.kill(os.getpid(), signal.SIGSEGV)
-        os._exit(0)
+
+    child = in_child(crash)
     os.waitpid(child, 0)
     needle = (CANARY + "-env").encode()
     for name in os.listdir(place):
@@ -681,13 +683,8 @@ def set_a_file_capability():
 @probe(no_control="bwrap, which makes the world of the canaries as well, always sets it")
 def setuid_programs_gain_nothing():
     """A set-user-ID program gains nothing: no_new_privs is set."""
-    return "no_new_privs is not set" if call_prctl(39) == 0 else None
-
-
-def call_prctl(option, *arguments):
-    return ctypes.CDLL(None).prctl(
-        option, *(ctypes.c_ulong(a) for a in (*arguments, 0, 0, 0, 0)[:4])
-    )
+    # PR_GET_NO_NEW_PRIVS
+    return "no_new_privs is not set" if libc.prctl(39, 0, 0, 0, 0) == 0 else None
 
 
 @probe(only_root="only root may open a file by its handle, with or without a sandbox")

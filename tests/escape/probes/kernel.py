@@ -9,7 +9,7 @@ import signal
 import stat
 import struct
 
-from probes import FACTS, ON_X86, NotHere, call, declare, named, reached
+from probes import FACTS, ON_X86, NotHere, call, declare, in_child, named, reached
 
 probe = declare("processes and kernel")
 
@@ -236,14 +236,8 @@ def own_namespace_proc():
 
     def action():
         call("unshare", NAMESPACES["pid"])
-        child = os.fork()
-        if child == 0:
-            try:
-                _mount("proc", FACTS["project"] + "/crash", "proc", 0)
-                os._exit(7)
-            except OSError:
-                os._exit(0)
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7 and "a new /proc"
+        child = in_child(lambda: _mount("proc", FACTS["project"] + "/crash", "proc", 0))
+        return os.waitpid(child, 0)[1] == 0 and "a new /proc"
 
     return _in_own_namespace(action)()
 
