@@ -28,6 +28,8 @@ VARIANTS = _variants()
 CONFIGURATIONS = [f"{tier}-{variant}" for tier in TIERS for variant in VARIANTS]
 
 runs: dict[str, dict] = {}
+# The verdicts of the other classes, for the summary: name → (plant, trap or race) → verdict, detail.
+tables: dict[str, dict] = {}
 _failed: dict[str, str] = {}
 
 

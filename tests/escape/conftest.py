@@ -3,14 +3,17 @@
 import collections
 
 import canaries
-from configurations import control_of, runs
+from configurations import control_of, runs, tables
 from probes import everything
 
 
 def pytest_terminal_summary(terminalreporter):
+    write = terminalreporter.write_line
+    for name, verdicts in tables.items():
+        counts = collections.Counter(verdict for verdict, _ in verdicts.values())
+        write(f"{name:<26}" + "  ".join(f"{n} {v}" for v, n in sorted(counts.items())))
     if not runs:
         return
-    write = terminalreporter.write_line
     kinds = list(dict.fromkeys(probe.kind for probe in everything.PROBES.values()))
     write("")
     write(f"escape: {len(everything.PROBES)} probes as {'root' if canaries.AS_ROOT else 'user'}")

@@ -5,7 +5,7 @@ from functools import cache
 
 import canaries
 import pytest
-from configurations import TIERS
+from configurations import TIERS, tables
 from plants import PLANTS
 
 CONFIGURATIONS = {
@@ -26,7 +26,12 @@ def named(plants):
 
 @cache
 def outcome() -> dict:
-    return canaries.world("later_host.py", CONFIGURATIONS, timeout=300)
+    found = canaries.world("later_host.py", CONFIGURATIONS, timeout=300)
+    tables["run later, alone"] = found["alone"]
+    for configuration, verdicts in found["together"].items():
+        tables[f"run later, {configuration}"] = verdicts
+    tables["run later, outside"] = found["controls"]
+    return found
 
 
 @named(HELD)
