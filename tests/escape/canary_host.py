@@ -566,8 +566,8 @@ class Host:
                 os.killpg(self.session.pid, signal.SIGKILL)
         for kind in ("session", "user"):
             with contextlib.suppress(OSError):
-                # KEYCTL_REVOKE
-                call("keyctl", 3, self.facts[f"{kind}_key_serial"])
+                # KEYCTL_INVALIDATE: gone at once, and so is its share of the quota.
+                call("keyctl", 21, self.facts[f"{kind}_key_serial"])
 
 
 def _is_file(name: str) -> bool:
