@@ -316,7 +316,7 @@ def _list(as_json: bool) -> int:
             age = instances.human_age(time() - found.last_used) if found.last_used else "?"
             sys.stdout.write(
                 f"{printable(row['id']):<16}  {instances.human_size(row['size']):>5}  {age:>10}"
-                f"  {row['state']:<11}  {printable(row['root'] or '?')}\n"
+                f"  {printable(row['state']):<11}  {printable(row['root'] or '?')}\n"
             )
     if as_json:
         from claudebox import json_text

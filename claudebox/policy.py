@@ -449,6 +449,7 @@ PROTECTED_PROJECT_PATHS = {
 
 # Too useful to take away, too dangerous to pass over: compared before and after the session.
 WATCHED_PROJECT_PATHS = (
+    ".aider.conf.yml",
     ".bazelrc",
     ".claude/CLAUDE.md",
     ".claude/agents",
@@ -457,14 +458,20 @@ WATCHED_PROJECT_PATHS = (
     ".claude/output-styles",
     ".claude/rules",
     ".claude/skills",
+    ".codex",
+    ".cursor",
     ".devcontainer",
     ".devcontainer.json",
     ".dir-locals.el",
     ".envrc",
     ".exrc",
+    ".gemini",
     ".gitattributes",
     ".githooks",
+    ".github/workflows",
+    ".gitlab-ci.yml",
     ".gitmodules",
+    ".hg/hgrc",
     ".husky",
     ".idea",
     ".lefthook.yml",
@@ -472,15 +479,19 @@ WATCHED_PROJECT_PATHS = (
     ".npmrc",
     ".nvim.lua",
     ".nvimrc",
+    ".opencode",
     ".pre-commit-config.yaml",
+    ".roo",
     ".vimrc",
     ".vscode",
+    ".windsurf",
     ".yarnrc.yml",
     ".zed",
     "CLAUDE.local.md",
     "CLAUDE.md",
     "lefthook.yml",
     "mise.toml",
+    "opencode.json",
 )
 
 # Names of files in a project that look like secrets: listed by the audit, left to the user.

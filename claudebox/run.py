@@ -365,7 +365,8 @@ def _tidy_descriptors() -> None:
 
 def _memory_file(name: str, content: bytes) -> int:
     """Return an inheritable descriptor, above those of the gate, of a file that holds `content`."""
-    file = os.memfd_create(name, os.MFD_CLOEXEC)
+    # memfd_create(2) takes names of up to 249 bytes; of a path that many have more.
+    file = os.memfd_create(os.fsencode(name)[:200], os.MFD_CLOEXEC)
     while content:
         content = content[os.write(file, content) :]
     os.lseek(file, 0, os.SEEK_SET)

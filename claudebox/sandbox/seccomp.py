@@ -81,9 +81,16 @@ NEW_NAMESPACES, NEW_TIME = 0x7E020000, 0x80
 SOCKET, SOCKETPAIR = (41, 198), (53, 199)
 ALLOWED_FAMILIES = (1, 2, 10, 16)
 
-# Requests that type into, or draw on, the terminal that the sandbox shares with the host.
+# Requests that type into, or draw on, the terminal that the sandbox shares with the host, or that
+# leave it deaf or closed to others (a line discipline, exclusive use) when the session is over.
 IOCTL = (16, 29)
-DENIED_IOCTLS = {"TIOCSTI": 0x5412, "TIOCLINUX": 0x541C, "TIOCCONS": 0x541D}
+DENIED_IOCTLS = {
+    "TIOCSTI": 0x5412,
+    "TIOCLINUX": 0x541C,
+    "TIOCCONS": 0x541D,
+    "TIOCSETD": 0x5423,
+    "TIOCEXCL": 0x540C,
+}
 
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000

@@ -51,7 +51,7 @@ def test_the_project_is_read_write_at_its_own_path(world):
 
 
 @pytest.mark.parametrize(
-    "name", ["with space", "new\nline", "b\udcffyte", "-dash", "quo'te\"$x", "ü"]
+    "name", ["with space", "new\nline", "b\udcffyte", "-dash", "quo'te\"$x", "ü", "ü" * 127]
 )
 def test_a_project_path_of_any_bytes_works(world, name):
     project = world.home / name

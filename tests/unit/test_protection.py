@@ -484,6 +484,15 @@ def test_a_watched_file_that_is_made_changed_or_removed_is_noticed(project):
     assert changed(project, change) == [".envrc", ".husky/pre-commit", "mise.toml"]
 
 
+@pytest.mark.parametrize("name", policy.WATCHED_PROJECT_PATHS)
+def test_every_watched_path_is_noticed_when_it_is_made(project, name):
+    def change():
+        (project / name).parent.mkdir(exist_ok=True)
+        (project / name).write_text("")
+
+    assert changed(project, change) == [name]
+
+
 def test_a_change_that_keeps_size_and_modification_time_is_noticed(project):
     (project / ".envrc").write_text("a")
     status = os.stat(project / ".envrc")

@@ -15,6 +15,7 @@ EOPNOTSUPP = 0x0005005F
 X86_64, AARCH64, I386, ARM = 0xC000003E, 0xC00000B7, 0x40000003, 0x40000028
 ARCHITECTURES = {"x86_64": X86_64, "aarch64": AARCH64}
 TIOCSTI, TIOCLINUX, TIOCCONS, TIOCGWINSZ, TCGETS = 0x5412, 0x541C, 0x541D, 0x5413, 0x5401
+TIOCSETD, TIOCEXCL = 0x5423, 0x540C
 IOCTL = {"x86_64": 16, "aarch64": 29}
 SOCKET = {"x86_64": 41, "aarch64": 198}
 SOCKETPAIR = {"x86_64": 53, "aarch64": 199}
@@ -244,12 +245,12 @@ def test_only_sockets_of_the_usual_families_can_be_made(machine, call):
             assert call(number, family) == (ALLOW if usual else 0x00050000 | 97)
 
 
-@pytest.mark.parametrize("request_number", [TIOCSTI, TIOCLINUX, TIOCCONS])
+@pytest.mark.parametrize("request_number", [TIOCSTI, TIOCLINUX, TIOCCONS, TIOCSETD, TIOCEXCL])
 def test_a_request_that_types_into_the_terminal_is_denied(machine, call, request_number):
     assert call(IOCTL[machine], 0, request_number) == EPERM
 
 
-@pytest.mark.parametrize("request_number", [TIOCSTI, TIOCLINUX, TIOCCONS])
+@pytest.mark.parametrize("request_number", [TIOCSTI, TIOCLINUX, TIOCCONS, TIOCSETD, TIOCEXCL])
 def test_a_higher_bit_in_the_request_does_not_pass_the_filter(machine, call, request_number):
     # The kernel reads 32 bits of it.
     for high in (1 << 32, 1 << 63, 0xFFFFFFFF << 32):
