@@ -35,10 +35,11 @@ def refuse_unsafe(plan: dict, protections_are_fresh: bool = False) -> None:
     for mount in plan["mounts"]:
         if mount["kind"] in ("bind", "ro-bind"):
             _refuse_source(mount, secrets, home, allowed)
-            _refuse_second_place(mount, plan)
+            _refuse_writable_source(mount, plan, allowed)
         if mount["kind"] in ("proc", "dev") and mount["target"] != "/" + mount["kind"]:
             raise Refused(f"{mount['kind']} belongs on /{mount['kind']}, not on {mount['target']}")
         _refuse_target(mount, plan, allowed)
+    _refuse_hidden(plan)
     masks = {mask["target"]: "mask" for mask in policy.proc_masks()}
     for target, kind in {**_NEEDED_TARGETS, home: "tmpfs", **masks}.items():
         if not any(m["target"] == target and m["kind"] == kind for m in plan["mounts"]):
@@ -124,9 +125,13 @@ def _refuse_source(mount: dict, secrets: dict, home: str, allowed: set) -> None:
         raise Refused(f"the mount source {source} is a socket, a device or a pipe")
 
 
-def _refuse_second_place(mount: dict, plan: dict) -> None:
-    """Raise Refused if the project or its git directory would be writable under another name."""
-    if mount["kind"] != "bind":
+def _refuse_writable_source(mount: dict, plan: dict, allowed: set) -> None:
+    """Raise Refused if something would be writable that nobody asks for, or under another name.
+
+    Writable are the project, its git directory, Claude's own state, and what the user names.
+    """
+    pair = (mount["source"], mount["target"])
+    if mount["kind"] != "bind" or (pair in allowed and pair[1] != net.RESOLVER_INSIDE):
         return
     places = [plan["project"]["root"]]
     if plan["project"]["git"] is not None:
@@ -137,6 +142,20 @@ def _refuse_second_place(mount: dict, plan: dict) -> None:
     for place in places:
         if policy.is_within(source, place) or policy.is_within(place, source):
             raise Refused(f"{source} would be writable at {mount['target']}, past its protection")
+    if mount["reason"] != "--mount" and not mount["reason"].startswith("profile:"):
+        raise Refused(f"{source} would be writable, and neither a profile nor --mount asks for it")
+
+
+def _refuse_hidden(plan: dict) -> None:
+    """Raise Refused if a mount hides an earlier one: a cover in /proc, a protection, the home."""
+    ways = set()
+    for mount in plan["mounts"]:
+        if mount["target"] in ways:
+            raise Refused(f"the mount on {mount['target']} would hide an earlier one")
+        way = os.path.dirname(mount["target"])
+        while way not in ways:
+            ways.add(way)
+            way = os.path.dirname(way)
 
 
 def _refuse_target(mount: dict, plan: dict, allowed: set) -> None:
@@ -173,24 +192,19 @@ def _refuse_links_on_the_way(target: str, root: str) -> None:
 def _refuse_missing_protection(plan: dict) -> None:
     """Raise Refused unless the protections are those that this host would make, in their place.
 
-    What has the reason `protected` may be made on the host, so nothing else may have it.
+    What has the reason `protected` or `git` may be made on the host, so nothing else may have it.
     """
     place = plan["project"]
     found = project.walk(place["root"])
     needed = protection.mounts(place, found["repositories"])
     needed += instance.excluded(place, needed)
-    given = [mount for mount in plan["mounts"] if mount["reason"] == "protected"]
+    given = [mount for mount in plan["mounts"] if mount["reason"] in ("protected", "git")]
     for mount in given:
         if mount not in needed:
             raise Refused(f"{mount['target']} is no protection, or not as it has to be")
     for mount in needed:
         if mount not in plan["mounts"]:
             raise Refused(f"{mount['target']} is not protected")
-        for later in plan["mounts"][plan["mounts"].index(mount) + 1 :]:
-            if policy.is_within(mount["target"], later["target"]):
-                raise Refused(
-                    f"the mount on {later['target']} would hide the protection of {mount['target']}"
-                )
 
 
 def _refuse_other_places(plan: dict) -> None:
