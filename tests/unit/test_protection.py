@@ -542,3 +542,17 @@ def test_a_watched_directory_that_is_very_deep_does_not_end_the_launcher(project
     finally:
         sys.setrecursionlimit(limit)
     assert list(seen) == [str(deepest / "hook")]
+
+
+def test_names_that_make_a_directory_look_like_a_repository_hide_none_below_it(
+    protect, project, repository
+):
+    """An agent can make the three names, and the hooks below would be writable in its next session."""
+    repository(project / "vendor" / "library")
+    for name in ("objects", "refs"):
+        (project / "vendor" / name).mkdir()
+    (project / "vendor" / "HEAD").write_text("ref: refs/heads/main\n")
+    mounts = kinds(protect(), project)
+    assert mounts["vendor/config"] == "file"
+    assert mounts["vendor/library/.git/hooks"] == "ro-bind"
+    assert mounts["vendor/library/.git/config"] == "ro-bind"
