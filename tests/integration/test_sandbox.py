@@ -362,3 +362,19 @@ def test_no_signal_is_ignored_or_blocked_inside_that_was_not_outside(world, tier
     status = world.inside("exec cat /proc/self/status", "--network", tier).stdout
     assert "SigIgn:\t0000000000000000\n" in status
     assert "SigBlk:\t0000000000000000\n" in status
+
+
+def test_a_repository_that_one_session_broke_gets_no_hooks_in_the_next(repository):
+    """The submodule's git directory lies in the broken one, which must not become writable for it."""
+    library = repository.home / "library"
+    library.mkdir()
+    repository.git("init", "-q", cwd=library)
+    repository.git("commit", "-q", "--allow-empty", "-m", "first", cwd=library)
+    local = ("-c", "protocol.file.allow=always")
+    repository.git(*local, "submodule", "-q", "add", str(library), "deps/library")
+    assert repository.inside("mv .git/objects .git/moved").returncode == 0
+    result = repository.inside(
+        "touch .git/x; echo x > .git/hooks/pre-commit; mv .git/moved .git/objects"
+    )
+    assert result.stderr.count("Read-only file system") == 3
+    assert not (repository.project / ".git/hooks/pre-commit").exists()

@@ -556,3 +556,55 @@ def test_names_that_make_a_directory_look_like_a_repository_hide_none_below_it(
     assert mounts["vendor/config"] == "file"
     assert mounts["vendor/library/.git/hooks"] == "ro-bind"
     assert mounts["vendor/library/.git/config"] == "ro-bind"
+
+
+def covering(mounts, path):
+    """Return the kind of the last mount that `path` lies on."""
+    return [m["kind"] for m in mounts if policy.is_within(str(path), m["target"])][-1]
+
+
+def test_a_git_directory_that_an_agent_broke_stays_read_only_with_the_submodules_in_it(
+    protect, project, submodule
+):
+    """Broken in one session and mended in the next, it would come with hooks of the agent's."""
+    (project / ".git/objects").rename(project / ".git/moved")
+    mounts = protect()
+    for name in (
+        ".git",
+        ".git/hooks/pre-commit",
+        ".git/modules",
+        ".git/modules/deps/library/config",
+    ):
+        assert covering(mounts, project / name) == "ro-bind"
+    assert covering(mounts, submodule / ".git") == "ro-bind"
+
+
+def test_a_directory_of_hooks_stays_read_only_when_it_holds_a_repository(
+    protect, project, repository, git
+):
+    repository(project)
+    repository(project / "tools" / "library")
+    git(project, "config", "core.hooksPath", "tools")
+    mounts = protect()
+    for name in ("tools", "tools/pre-commit", "tools/library", "tools/library/.git/config"):
+        assert covering(mounts, project / name) == "ro-bind"
+    targets = [mount["target"] for mount in mounts]
+    assert len(targets) == len(set(targets))
+
+
+def test_a_directory_of_hooks_that_a_nested_repository_names_hides_no_mount(
+    protect, project, repository, git
+):
+    repository(project / "tools" / "library")
+    git(project / "tools" / "library", "config", "core.hooksPath", "..")
+    mounts = protect()
+    below = [m["target"] for m in mounts if m["target"].startswith(f"{project}/tools")]
+    assert below == [f"{project}/tools"]
+    assert covering(mounts, project / "tools/library/.git/hooks") == "ro-bind"
+
+
+def test_a_settings_file_that_is_a_repository_stays_read_only(protect, project, git):
+    (project / ".claude/settings.json").mkdir(parents=True)
+    git(project / ".claude/settings.json", "init", "-q", "--bare")
+    assert covering(protect(), project / ".claude/settings.json") == "ro-bind"
+    assert covering(protect(), project / ".claude/settings.json/config") == "ro-bind"
