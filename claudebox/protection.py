@@ -277,13 +277,15 @@ def _names(directory: str) -> list[str]:
 
 
 def _modules(directory: str) -> list[str]:
-    """Return the git directories below `modules`: a submodule's name may hold slashes."""
+    """Return the git directories below `modules`: a submodule's name may hold slashes.
+
+    One that an agent has made out of the first part of a name does not hide the others.
+    """
     found = []
     for name in _names(directory):
         path = f"{directory}/{name}"
         if git.is_git_directory(path):
             found.append(path)
-            found.extend(_modules(path + "/modules"))
-        else:
+        if name not in ("objects", "refs", "logs"):
             found.extend(_modules(path))
     return found

@@ -608,3 +608,17 @@ def test_a_settings_file_that_is_a_repository_stays_read_only(protect, project, 
     git(project / ".claude/settings.json", "init", "-q", "--bare")
     assert covering(protect(), project / ".claude/settings.json") == "ro-bind"
     assert covering(protect(), project / ".claude/settings.json/config") == "ro-bind"
+
+
+def test_names_that_make_the_beginning_of_a_submodules_name_a_repository_do_not_hide_it(
+    protect, project, submodule
+):
+    for name in ("objects", "refs"):
+        (project / ".git/modules/deps" / name).mkdir()
+    (project / ".git/modules/deps/HEAD").write_text("ref: refs/heads/main\n")
+    # Not checked out, so only its name leads to it.
+    (submodule / ".git").unlink()
+    mounts = protect()
+    for place in (".git/modules/deps", ".git/modules/deps/library"):
+        assert covering(mounts, project / place / "hooks/pre-commit") in ("ro-bind", "empty-dir")
+        assert covering(mounts, project / place / "config") in ("ro-bind", "file")
