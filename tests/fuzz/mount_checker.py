@@ -337,10 +337,15 @@ def _git_directories(facts: Facts):
         places.append(facts.common_dir)
     for place in places:
         for directory, names, _ in os.walk(place):
-            if _looks_like_git(directory):
+            if not _looks_like_git(directory):
+                continue
+            # A submodule's name is never empty.
+            if not directory.endswith("/.git/modules"):
                 yield directory
-                if "/.git/" in directory + "/":
-                    names[:] = [name for name in names if name == "modules"]
+            if directory.endswith("/.git"):
+                names[:] = [name for name in names if name == "modules"]
+            elif "/.git/" in directory:
+                names[:] = [name for name in names if name not in ("objects", "refs", "logs")]
 
 
 def run_later(facts: Facts):
@@ -414,6 +419,9 @@ def _made_on_the_host(given: _Arguments, facts: Facts):
         if (mount.source, mount.target) in _exceptions(facts):
             continue
         made_for = any(below(path, mount.target) for path in allowed) or mount.target in allowed
-        of_git = os.path.basename(mount.target) in (*RUN_LATER_IN_GIT, "refs", "exclude", ".git")
+        # What the configuration of the scratch repositories may name.
+        named = ("more.inc", "tools", "hooks")
+        known = (*RUN_LATER_IN_GIT, "refs", "exclude", ".git", *named)
+        of_git = os.path.basename(mount.target) in known
         if not made_for and not of_git:
             yield f"{mount.target} would be made on the host"

@@ -20,19 +20,19 @@ _CONFIGURATION = """[user]
 
 
 class Host:
-    """Everything below one temporary directory; `project` can be made anew from `template`."""
+    """Everything below one temporary directory; `restore` undoes what was done to it."""
 
     def __init__(self, base: Path):
         self.base = base
         self.home = base / "home"
         self.project = self.home / "src" / "app"
         self.worktree = self.home / "src" / "tree"
-        self.template = base / "template"
         self.docs = base / "docs"
         self.shared = base / "shared"
         self.state = self.home / ".claudebox"
+        self._journal = []
         programs = base / "programs"
-        for directory in (self.home, self.docs, self.shared, programs):
+        for directory in (self.home, self.docs, self.shared, programs, base / "aside"):
             directory.mkdir(parents=True)
         (self.docs / "page").write_text("a page\n")
         (self.docs / "way").symlink_to(self.home / ".ssh")
@@ -113,17 +113,34 @@ class Host:
         for place in (self.project, nested, self.project / "bare"):
             for sample in place.rglob("hooks/*.sample"):
                 sample.unlink()
-        # Few files make quick copies.
-        self.git(self.project, "gc", "-q")
-        self.template.mkdir()
-        shutil.copytree(self.project, self.template / "app", symlinks=True)
-        shutil.copytree(self.worktree, self.template / "tree", symlinks=True)
+        shutil.copytree(self.project / "bare", self.base / "bare")
+
+    def set_aside(self, place: str) -> None:
+        """Take what is at `place` away until `restore`; what is put there then goes."""
+        kept = None
+        if os.path.lexists(place):
+            kept = f"{self.base}/aside/{len(self._journal)}"
+            os.rename(place, kept)
+        self._journal.append((place, kept, None))
+
+    def change_mode(self, place: str, mode: int) -> None:
+        """Change the permissions of `place` until `restore`."""
+        self._journal.append((place, None, stat.S_IMODE(os.lstat(place).st_mode)))
+        os.chmod(place, mode)
 
     def restore(self) -> None:
-        """Make the project and its worktree again as they were."""
-        for name, place in (("app", self.project), ("tree", self.worktree)):
-            _remove(place)
-            shutil.copytree(self.template / name, place, symlinks=True)
+        """Undo what was done to the disk, the last thing first."""
+        while self._journal:
+            place, kept, mode = self._journal.pop()
+            if mode is not None:
+                os.chmod(place, mode)
+                continue
+            if os.path.isdir(place) and not os.path.islink(place):
+                shutil.rmtree(place)
+            elif os.path.lexists(place):
+                os.unlink(place)
+            if kept:
+                os.rename(kept, place)
 
     def facts(self, plan: dict) -> Facts:
         """Return what is true of the host for a session in the directory that `plan` names.
@@ -165,10 +182,3 @@ class Host:
         owner = str(self.project) if root == str(self.worktree) else root
         name = sha256(os.fsencode(owner)).hexdigest()[:16]
         return f"{self.state}/instances/{name}"
-
-
-def _remove(place: Path) -> None:
-    for directory, _, _ in os.walk(place):
-        if not stat.S_ISLNK(os.lstat(directory).st_mode):
-            os.chmod(directory, 0o700)
-    shutil.rmtree(place, ignore_errors=False)
