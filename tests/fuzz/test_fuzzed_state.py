@@ -74,6 +74,7 @@ def place(host):
     """An instance of the project of this host, made as a launch makes it, and its path."""
     plan = instance.resolve(str(host.project), shell=True)
     opened = state.prepare(plan)
+    state.seed(opened, plan)
     path = host.state / "instances" / plan["instance"]["id"]
     yield plan, opened, path
     opened.close()
