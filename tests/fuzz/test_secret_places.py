@@ -51,3 +51,16 @@ def test_a_directory_with_the_keys_of_anybody_is_no_project(host, tmp_path, name
     (tmp_path / name).mkdir()
     with pytest.raises(Failure, match="somebody's home directory"):
         policy.refuse_secret_project(str(tmp_path), str(host.home))
+
+
+def test_a_secret_of_the_system_is_one_also_where_no_link_leads_to_it(host, monkeypatch):
+    """On Debian /var/run leads to /run: there the one is in the list by the other."""
+
+    def no_link(_path):
+        raise OSError
+
+    monkeypatch.setattr(policy.os.path, "realpath", lambda path: path)
+    monkeypatch.setattr(policy.os, "readlink", no_link)
+    secrets = policy.secret_paths(str(host.home))
+    for path in SECRETS_OF_THE_SYSTEM:
+        assert secrets[path] == path

@@ -15,6 +15,7 @@ import pytest
 
 from claudebox import Failure, audit
 from claudebox import plan as launch_plan
+from claudebox import project as walker
 from claudebox.printable import printable
 
 KEY = "sk-ant-api03-" + "x" * 91 + "3f2a"
@@ -711,3 +712,24 @@ def test_the_audit_at_a_terminal_shows_and_passes_nothing_on(
     os.close(terminal)
     assert child.communicate(timeout=20)[1] == b"" and child.returncode == 0
     assert b"what will be visible inside" in screen and b'"schema"' not in screen
+
+
+# Written down a second time: one name for each pattern.
+LOOK_LIKE_SECRETS = (
+    ".env .env.production server.pem server.key a.p12 a.pfx a.jks a.keystore a.kdbx a.ovpn a.tfstate"
+    " a.tfvars id_rsa id_dsa id_ecdsa id_ed25519 .netrc .npmrc .pypirc .htpasswd .git-credentials"
+    " credentials credentials-x.json client_secret_1.json service-account-a.json secrets.yml"
+    " secrets.yaml secrets.json"
+).split()
+
+
+@pytest.mark.parametrize("name", LOOK_LIKE_SECRETS)
+def test_a_file_whose_name_looks_like_a_secret_is_found(project, name):
+    (project / name).write_text("x")
+    assert walker.walk(str(project))["secrets"] == [f"{project}/{name}"]
+
+
+@pytest.mark.parametrize("name", [".env.example", ".env.sample", "environment", "keys", "pem.txt"])
+def test_a_file_whose_name_does_not_is_passed_over(project, name):
+    (project / name).write_text("x")
+    assert walker.walk(str(project))["secrets"] == []

@@ -622,3 +622,58 @@ def test_names_that_make_the_beginning_of_a_submodules_name_a_repository_do_not_
     for place in (".git/modules/deps", ".git/modules/deps/library"):
         assert covering(mounts, project / place / "hooks/pre-commit") in ("ro-bind", "empty-dir")
         assert covering(mounts, project / place / "config") in ("ro-bind", "file")
+
+
+@pytest.mark.parametrize("there", ["refs", "objects"])
+def test_of_the_two_directories_of_a_repository_the_one_that_is_not_there_is_held_shut(
+    protect, project, there
+):
+    (project / there).mkdir()
+    other = {"refs": "objects", "objects": "refs"}[there]
+    assert kinds(protect(), project)[other] == "file"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kind"),
+    [
+        ("include.path", "../tools/more", "ro-bind"),
+        ("includeIf.onbranch:x.path", "../tools/more", "ro-bind"),
+        ("core.hooksPath", "tools/hooks", "empty-dir"),
+        ("core.attributesFile", "tools/more", "ro-bind"),
+    ],
+)
+def test_what_one_setting_of_a_repository_names_is_read_only(
+    protect, project, repository, git, key, value, kind
+):
+    repository(project)
+    (project / "tools").mkdir()
+    (project / "tools" / "more").write_text("# x\n")
+    git(project, "config", key, value)
+    assert kinds(protect(), project)[f"tools/{value.rpartition('/')[2]}"] == kind
+
+
+def test_what_an_include_includes_is_read_only(protect, project, repository, git):
+    repository(project)
+    (project / "one.inc").write_text("[include]\n\tpath = two.inc\n")
+    (project / "two.inc").write_text("# x\n")
+    git(project, "config", "include.path", "../one.inc")
+    assert kinds(protect(), project)["two.inc"] == "ro-bind"
+
+
+# Written down a second time, from claudebox(1).
+WATCHED = (
+    ".bazelrc .claude/CLAUDE.md .claude/agents .claude/commands .claude/hooks .claude/output-styles"
+    " .claude/rules .claude/skills .devcontainer .devcontainer.json .dir-locals.el .envrc .exrc"
+    " .gitattributes .githooks .gitmodules .husky .idea .lefthook.yml .mise.toml .npmrc .nvim.lua"
+    " .nvimrc .pre-commit-config.yaml .vimrc .vscode .yarnrc.yml .zed CLAUDE.local.md CLAUDE.md"
+    " lefthook.yml mise.toml"
+).split()
+
+
+@pytest.mark.parametrize("name", WATCHED)
+def test_a_file_that_can_run_code_outside_is_watched(project, name):
+    def change():
+        (project / name).parent.mkdir(exist_ok=True)
+        (project / name).write_text("x")
+
+    assert changed(project, change) == [name]
