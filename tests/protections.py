@@ -7,6 +7,7 @@ new list or module needs one line here; `python3 tests/mutation --list` shows wh
 
 import ast
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,7 +98,10 @@ ADDITIONS = {
     "claudebox/policy.py": {
         "HOST_VARIABLES": ('"SSH_AUTH_SOCK"', (*_unit("policy"), _INSIDE)),
         "HOST_VARIABLE_PREFIXES": ('"AWS_"', (*_unit("policy"), _INSIDE)),
-        "SYSTEM_FILES": ('"/etc/hostname"', (_INSIDE,)),
+        "SYSTEM_FILES": (
+            '"/etc/hostname"',
+            (f"{_INSIDE}::test_etc_holds_only_what_programs_need",),
+        ),
         "HARMLESS_FILE_NAMES": ('".env"', _unit("audit")),
     },
     "claudebox/sandbox/seccomp.py": {
@@ -115,7 +119,7 @@ NOT_PROTECTIONS = {"CLAUDE_VARIABLES"}
 REFUSALS = {
     "claudebox/enforcement.py": _unit("enforcement"),
     "claudebox/git.py": _unit("git", "protection"),
-    "claudebox/host.py": _unit("command", "checkup", "git"),
+    "claudebox/host.py": _unit("host"),
     "claudebox/instance.py": (*_unit("command"), "tests/integration/test_instances.py"),
     "claudebox/net.py": (*_unit("command"), _NETWORK),
     "claudebox/plan.py": _unit("plan"),
@@ -830,8 +834,9 @@ WRITTEN_FOR_ROOT = [
 ]
 
 
+@cache
 def source_of(file: str, root: Path = ROOT) -> str:
-    """Return the text of a file of the checkout."""
+    """Return the text of a file of the checkout, always the one that was there first."""
     return (root / file).read_text(encoding="utf-8")
 
 

@@ -4,7 +4,7 @@ import os
 import random
 import shutil
 
-from mutations import mutate_bytes
+from cases import mutate_bytes
 
 _PATHS_IN_GIT = (
     "",

@@ -6,7 +6,7 @@ import socket
 import struct
 
 import pytest
-from mutations import ODD_TEXTS, dump, each_case, mutate_bytes, mutate_document
+from cases import ODD_TEXTS, dump, each_case, mutate_bytes, mutate_document
 
 from claudebox import Failure, audit, json_text
 from claudebox.printable import printable

@@ -5,8 +5,8 @@ import json
 import os
 
 import pytest
+from cases import ODD_VALUES, dump, each_case, mutate_bytes, mutate_document
 from mount_checker import complaints
-from mutations import ODD_VALUES, dump, each_case, mutate_bytes, mutate_document
 
 from claudebox import Failure, audit, dry_run, enforcement, instance, net, pipeline, plan, policy
 from claudebox.printable import printable

@@ -3,9 +3,9 @@
 import os
 import shutil
 
+from cases import each_case
 from change_disk import change_anything
 from mount_checker import complaints
-from mutations import each_case
 
 from claudebox import Failure, enforcement, git, instance, project
 from claudebox.printable import printable

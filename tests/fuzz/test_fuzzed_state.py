@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from mutations import ODD_VALUES, dump, each_case, mutate_bytes, mutate_document
+from cases import ODD_VALUES, dump, each_case, mutate_bytes, mutate_document
 
 from claudebox import Failure, instance, instances
 from claudebox.printable import printable

@@ -378,3 +378,17 @@ def test_a_repository_that_one_session_broke_gets_no_hooks_in_the_next(repositor
     )
     assert result.stderr.count("Read-only file system") == 3
     assert not (repository.project / ".git/hooks/pre-commit").exists()
+
+
+def test_etc_holds_only_what_programs_need(world):
+    # Of the host, from claudebox(1); made by claudebox; made by bwrap for what lies deeper.
+    system = "alternatives ca-certificates ca-certificates.conf ld.so.cache ld.so.conf ld.so.conf.d"
+    system += " localtime mime.types protocols services"
+    own = "claude-code gitconfig group hosts nsswitch.conf passwd resolv.conf"
+    names = set(world.inside("ls -A /etc").stdout.split())
+    assert names <= {*system.split(), *own.split(), "pki", "ssl"}
+    assert set(world.inside("ls -A /etc/ssl").stdout.split()) <= {
+        "certs",
+        "cert.pem",
+        "openssl.cnf",
+    }

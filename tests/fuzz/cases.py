@@ -1,4 +1,4 @@
-"""Seeded mutations of JSON documents and of bytes, and how many cases a test tries."""
+"""The cases of a fuzz test, by seeds, and seeded mutations of JSON documents and of bytes."""
 
 import copy
 import json
