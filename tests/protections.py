@@ -96,8 +96,8 @@ LISTS = {
 # Lists of what is let in: what would be too much in them, as the source of one more element.
 ADDITIONS = {
     "claudebox/policy.py": {
-        "HOST_VARIABLES": ('"SSH_AUTH_SOCK"', (*_unit("policy"), _INSIDE)),
-        "HOST_VARIABLE_PREFIXES": ('"AWS_"', (*_unit("policy"), _INSIDE)),
+        "HOST_VARIABLES": ('"SSH_AUTH_SOCK"', _unit("policy")),
+        "HOST_VARIABLE_PREFIXES": ('"AWS_"', _unit("policy")),
         "SYSTEM_FILES": (
             '"/etc/hostname"',
             (f"{_INSIDE}::test_etc_holds_only_what_programs_need",),
@@ -194,7 +194,7 @@ WRITTEN = [
         "claudebox/sandbox/bwrap.py",
         'result.append("--disable-userns")',
         "pass",
-        (*_unit("bwrap_arguments"), _INSIDE),
+        _unit("bwrap_arguments"),
     ),
     (
         "no network in the tier none",
@@ -294,56 +294,60 @@ WRITTEN = [
         "claudebox/run.py",
         "os.execve(program, argv, variables)",
         "os.execve(program, argv, {**os.environ, **variables})",
-        (_INSIDE,),
+        (f"{_INSIDE}::test_the_environment_inside_is_the_allowlist_and_what_claudebox_sets",),
     ),
     (
         "inherited descriptors are closed",
         "claudebox/run.py",
         "            if number > 2 and os.get_inheritable(number):\n",
         "            if False:\n",
-        (_INSIDE,),
+        (f"{_INSIDE}::test_no_descriptor_is_inherited_but_the_three_standard_ones",),
     ),
     (
         "the mounts are looked at before the payload starts",
         "claudebox/run.py",
         "        sandbox.refuse_other_mounts(plan)\n",
         "",
-        (_INSIDE, _FAULTS, *_unit("sources")),
+        (f"{_INSIDE}::test_a_sandbox_with_a_mount_too_many_does_not_start",),
     ),
     (
         "a payload whose launcher is gone never starts",
         "claudebox/run.py",
         "read -r go <&9 || exit 125",
         "read -r go <&9",
-        (_LIFECYCLE, _FAULTS),
+        (
+            f"{_LIFECYCLE}::test_killing_claudebox_at_any_moment_leaves_no_process",
+            _LIFECYCLE,
+            _FAULTS,
+        ),
     ),
     (
         "SIGPIPE and SIGXFSZ are not ignored inside",
         "claudebox/run.py",
         "        for number in (_signal.SIGPIPE, _signal.SIGXFSZ):\n",
         "        for number in ():\n",
-        (_INSIDE,),
+        (f"{_INSIDE}::test_no_signal_is_ignored_or_blocked_inside_that_was_not_outside",),
     ),
     (
         "changed files are reported",
         "claudebox/run.py",
         '        _report(watch.changes(before, watch.fingerprint(place)), place["root"])\n',
         "",
-        (_INSIDE,),
+        (f"{_INSIDE}::test_a_changed_file_that_can_run_code_outside_is_reported",),
     ),
     (
         "new repositories are reported",
         "claudebox/run.py",
         '        _report_repositories(repositories, place["root"])\n',
         "",
-        (_INSIDE,),
+        (f"{_INSIDE}::test_a_repository_made_inside_is_reported",),
     ),
     (
         "terminal modes are put back",
         "claudebox/run.py",
         "        _restore_terminal(terminal)\n",
         "",
-        (_LIFECYCLE, "tests/integration/test_claude.py"),
+        (f"{_LIFECYCLE}::test_the_terminal_modes_are_put_back_when_the_payload_leaves_its_own",),
     ),
     (
         "a missing mount is noticed",
@@ -555,7 +559,7 @@ WRITTEN = [
         "claudebox/protection.py",
         "    if policy.is_within(own, root):\n",
         "    if False:\n",
-        (_INSIDE,),
+        (f"{_INSIDE}::test_a_checkout_of_claudebox_itself_is_read_only_in_a_session",),
     ),
     # --- stand-ins
     (
@@ -657,14 +661,14 @@ WRITTEN = [
         "claudebox/audit.py",
         '    if not yes and not ask("Launch this?"):\n',
         "    if False:\n",
-        ("tests/unit/test_command.py",),
+        ("tests/unit/test_audit.py", "tests/unit/test_command.py"),
     ),
     (
         "what was typed before the question is no answer",
         "claudebox/audit.py",
         "        termios.tcflush(terminal, termios.TCIFLUSH)\n",
         "",
-        ("tests/unit/test_command.py", _LIFECYCLE),
+        ("tests/unit/test_audit.py", "tests/unit/test_command.py", _LIFECYCLE),
     ),
     (
         "errors cannot draw on the terminal",

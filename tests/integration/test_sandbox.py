@@ -392,3 +392,23 @@ def test_etc_holds_only_what_programs_need(world):
         "cert.pem",
         "openssl.cnf",
     }
+
+
+ONE_MORE_MOUNT = """
+import sys
+sys.path.insert(0, {root!r})
+from claudebox import command, main
+from claudebox.sandbox import bwrap
+made = bwrap.arguments
+bwrap.arguments = lambda plan: [*made(plan), "--tmpfs", "/tmp/extra"]
+sys.exit(command.run(main.main, ["-y", "--shell", "--", "-c", "echo launched"]))
+"""
+
+
+def test_a_sandbox_with_a_mount_too_many_does_not_start(world):
+    """What a link that bwrap followed would leave: the payload waits until it was looked at."""
+    root = os.path.dirname(world.environment["PATH"].split(":")[0])
+    result = world.run("/usr/bin/python3", "-I", "-S", "-c", ONE_MORE_MOUNT.format(root=root))
+    assert "launched" not in result.stdout
+    assert result.returncode == 1
+    assert "/tmp/extra is mounted, which the plan does not say" in result.stderr
