@@ -35,7 +35,8 @@ def refuse_unsafe(plan: dict, protections_are_fresh: bool = False) -> None:
     for mount in plan["mounts"]:
         if mount["kind"] in ("bind", "ro-bind"):
             _refuse_source(mount, secrets, home, allowed)
-            _refuse_writable_source(mount, plan, allowed)
+            _refuse_second_place(mount, plan)
+            _refuse_unasked_writing(mount, plan, allowed)
         if mount["kind"] in ("proc", "dev") and mount["target"] != "/" + mount["kind"]:
             raise Refused(f"{mount['kind']} belongs on /{mount['kind']}, not on {mount['target']}")
         _refuse_target(mount, plan, allowed)
@@ -125,13 +126,9 @@ def _refuse_source(mount: dict, secrets: dict, home: str, allowed: set) -> None:
         raise Refused(f"the mount source {source} is a socket, a device or a pipe")
 
 
-def _refuse_writable_source(mount: dict, plan: dict, allowed: set) -> None:
-    """Raise Refused if something would be writable that nobody asks for, or under another name.
-
-    Writable are the project, its git directory, Claude's own state, and what the user names.
-    """
-    pair = (mount["source"], mount["target"])
-    if mount["kind"] != "bind" or (pair in allowed and pair[1] != net.RESOLVER_INSIDE):
+def _refuse_second_place(mount: dict, plan: dict) -> None:
+    """Raise Refused if the project or its git directory would be writable under another name."""
+    if mount["kind"] != "bind":
         return
     places = [plan["project"]["root"]]
     if plan["project"]["git"] is not None:
@@ -142,15 +139,37 @@ def _refuse_writable_source(mount: dict, plan: dict, allowed: set) -> None:
     for place in places:
         if policy.is_within(source, place) or policy.is_within(place, source):
             raise Refused(f"{source} would be writable at {mount['target']}, past its protection")
-    if mount["reason"] != "--mount" and not mount["reason"].startswith("profile:"):
+
+
+def _refuse_unasked_writing(mount: dict, plan: dict, allowed: set) -> None:
+    """Raise Refused for a writable mount of what is not the project's, Claude's, or asked for."""
+    source, target = mount["source"], mount["target"]
+    asked_for = mount["reason"] == "--mount" or mount["reason"].startswith("profile:")
+    if mount["kind"] != "bind" or asked_for:
+        return
+    if (source, target) in allowed and target != net.RESOLVER_INSIDE:
+        return
+    place = plan["project"]
+    own = [place["root"]] if place["git"] is None else [place["root"], place["git"]["common_dir"]]
+    if not any(policy.is_within(source, each) for each in own):
         raise Refused(f"{source} would be writable, and neither a profile nor --mount asks for it")
 
 
 def _refuse_hidden(plan: dict) -> None:
-    """Raise Refused if a mount hides an earlier one: a cover in /proc, a protection, the home."""
+    """Raise Refused if a mount hides an earlier one: a cover in /proc, a protection, the home.
+
+    What is hidden in the project on purpose may: nothing can be written there.
+    """
+    root = plan["project"]["root"]
     ways = set()
     for mount in plan["mounts"]:
-        if mount["target"] in ways:
+        on_purpose = (
+            mount["reason"] == "hidden"
+            and mount["kind"] in ("file", "empty-dir")
+            and policy.is_within(mount["target"], root)
+            and mount["target"] != root
+        )
+        if mount["target"] in ways and not on_purpose:
             raise Refused(f"the mount on {mount['target']} would hide an earlier one")
         way = os.path.dirname(mount["target"])
         while way not in ways:
