@@ -110,7 +110,10 @@ ADDITIONS = {
 }
 
 # What another element covers already: said twice for the reader.
-COVERED_TWICE = {"INET_DENIED_V6: '64:ff9b::/96'": "::/3 holds it"}
+COVERED_TWICE = {
+    "INET_DENIED_V6: '64:ff9b::/96'": "::/3 holds it",
+    "check refuses: f'the key \"{key}\" is given twice'": "the record refuses it as well",
+}
 
 # Lists of the policy that are no protections.
 NOT_PROTECTIONS = {"CLAUDE_VARIABLES"}
@@ -924,7 +927,9 @@ def _refusals(source: _Source, tests) -> list[Mutation]:
                 continue
             if getattr(node.exc.func, "id", None) not in _ERRORS:
                 continue
-            said = " ".join(ast.unparse(node.exc.args[0]).split()) if node.exc.args else ""
+            # Of a PlanError the first argument is a place in the document.
+            words = node.exc.args[1 if node.exc.func.id == "PlanError" else 0 :]
+            said = " ".join(ast.unparse(words[0]).split()) if words else ""
             label = f"{name} refuses: {said[:70]}"
             found.append(Mutation(label, source.file, *source.span(node), "pass", tests))
     return found

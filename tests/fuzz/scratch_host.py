@@ -145,7 +145,8 @@ class Host:
     def facts(self, plan: dict) -> Facts:
         """Return what is true of the host for a session in the directory that `plan` names.
 
-        Where it starts, and what it openly asks for, is the plan's to say; the rest is not.
+        Where it starts, what it openly asks for, and whether namespaces may nest, is the plan's to
+        say; the rest is not.
         """
         root = plan["project"]["root"]
         return Facts(
@@ -164,7 +165,7 @@ class Host:
                 and (mount["reason"] == "--mount" or mount["reason"].startswith("profile:"))
             ),
             tier=plan["network"]["tier"],
-            can_disable_userns=True,
+            can_disable_userns=plan["bwrap"]["disable_userns"],
         )
 
     def common_dir(self, root: str) -> str | None:

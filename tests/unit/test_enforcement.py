@@ -132,7 +132,6 @@ REFUSED = {
     "another git directory": (setting("project", git=None), "its git directory"),
     "another instance": (setting("instance", id="0" * 16), "its instance is not"),
     "another bwrap": (setting("bwrap", path="/bin/sh"), "its bwrap is not"),
-    "a bwrap that allows namespaces": (setting("bwrap", disable_userns=False), "its bwrap is not"),
     "exceptions without a filter": (setting("network", allow=["10.0.0.1"]), "has exceptions"),
     "sidecars without a network": (setting("network", sidecars=["pasta"]), "has exceptions"),
     "no sidecar in inet": (setting("network", tier="inet"), "names no program"),

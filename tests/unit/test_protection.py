@@ -677,3 +677,66 @@ def test_a_file_that_can_run_code_outside_is_watched(project, name):
         (project / name).write_text("x")
 
     assert changed(project, change) == [name]
+
+
+def test_the_directories_down_to_where_work_starts_cannot_be_made_repositories(protect, project):
+    (project / "sub" / "deeper").mkdir(parents=True)
+    mounts = kinds(protect(cwd=project / "sub" / "deeper"), project)
+    for name in ("sub", "sub/deeper"):
+        assert mounts[f"{name}/.git"] == "empty-dir"
+        assert mounts[f"{name}/refs"] == "file"
+
+
+@pytest.mark.parametrize("there", ["refs", "objects"])
+def test_a_project_where_neither_refs_nor_objects_can_be_held_shut_is_refused(
+    protect, project, there
+):
+    other = {"refs": "objects", "objects": "refs"}[there]
+    (project / other).mkdir()
+    (project / there).write_text("#!/bin/sh\n")
+    (project / there).chmod(0o755)
+    with pytest.raises(Failure, match="a git repository of its own"):
+        protect()
+
+
+def test_a_link_where_git_looks_for_a_repository_is_refused(protect, project):
+    (project / "refs").symlink_to("nowhere")
+    with pytest.raises(Failure, match="symbolic link or a special file"):
+        protect()
+
+
+def test_a_configured_file_behind_a_link_is_refused(protect, project, repository, git):
+    repository(project)
+    (project / "real.inc").write_text("# x\n")
+    (project / "link.inc").symlink_to("real.inc")
+    git(project, "config", "include.path", "../link.inc")
+    with pytest.raises(Failure, match="behind a symbolic link"):
+        protect()
+
+
+def test_more_worktrees_than_anybody_has_are_refused(protect, project, repository):
+    repository(project)
+    for number in range(101):
+        (project / ".git/worktrees" / str(number)).mkdir(parents=True)
+    with pytest.raises(Failure, match="more than 100 submodules and worktrees"):
+        protect()
+
+
+def test_more_nested_repositories_than_anybody_has_are_refused(protect, project):
+    for number in range(101):
+        (project / str(number) / ".git").mkdir(parents=True)
+    with pytest.raises(Failure, match="more than 100 git repositories"):
+        protect()
+
+
+def test_a_protected_place_that_cannot_be_looked_at_is_refused(protect, project, monkeypatch):
+    look = os.lstat
+
+    def lstat(path, **options):
+        if str(path).endswith("settings.json"):
+            raise PermissionError(13, "Permission denied")
+        return look(path, **options)
+
+    monkeypatch.setattr(protection.os, "lstat", lstat)
+    with pytest.raises(Failure, match="cannot be read"):
+        protect()
