@@ -113,6 +113,11 @@ ADDITIONS = {
 COVERED_TWICE = {
     "INET_DENIED_V6: '64:ff9b::/96'": "::/3 holds it",
     "check refuses: f'the key \"{key}\" is given twice'": "the record refuses it as well",
+    "_repository: protection.anchor(common + '/worktrees')": "protect does it for what it protects",
+    "_nested: protection.anchor(directory)": "protect does it for what it protects",
+    "git_directory: self.anchor(directory)": "protect does it for what it protects",
+    "worktree_directory: self.anchor(directory)": "protect does it for what it protects",
+    "protect: self._protected.add(path)": "what is read-only is not mounted on again",
 }
 
 # Lists of the policy that are no protections.

@@ -740,3 +740,67 @@ def test_a_protected_place_that_cannot_be_looked_at_is_refused(protect, project,
     monkeypatch.setattr(protection.os, "lstat", lstat)
     with pytest.raises(Failure, match="cannot be read"):
         protect()
+
+
+def test_a_checkout_of_claudebox_in_the_project_is_read_only(protect, project, monkeypatch):
+    for name in ("bin", "claudebox"):
+        (project / "tool" / name).mkdir(parents=True)
+        (project / "tool" / name / "x").write_text("")
+    monkeypatch.setattr(protection, "__file__", f"{project}/tool/claudebox/protection.py")
+    mounts = kinds(protect(), project)
+    assert mounts["tool/bin"] == mounts["tool/claudebox"] == "ro-bind"
+
+
+@pytest.fixture
+def named(project):
+    """A file and a directory of the project that configurations name."""
+    (project / "tools").mkdir()
+    (project / "tools" / "more").write_text("# x\n")
+    return f"{project}/tools/more"
+
+
+def test_what_a_submodule_names_is_read_only_also_when_it_is_not_checked_out(
+    protect, project, submodule, git, named
+):
+    git(submodule, "config", "include.path", named)
+    (submodule / ".git").unlink()
+    assert kinds(protect(), project)["tools/more"] == "ro-bind"
+
+
+def test_what_the_configuration_of_a_worktree_in_the_project_names_is_read_only(
+    protect, project, repository, git, named
+):
+    repository(project)
+    git(project, "worktree", "add", "-q", "inside")
+    git(project, "config", "extensions.worktreeConfig", "true")
+    git(project / "inside", "config", "--worktree", "core.attributesFile", named)
+    assert kinds(protect(), project)["tools/more"] == "ro-bind"
+
+
+def test_what_a_bare_repository_in_the_project_names_is_read_only(protect, project, git, named):
+    git(project, "init", "-q", "--bare", "store.git")
+    git(project / "store.git", "config", "include.path", named)
+    assert kinds(protect(), project)["tools/more"] == "ro-bind"
+
+
+def test_what_a_project_that_is_a_bare_repository_itself_names_is_read_only(
+    protect, project, git, named
+):
+    git(project, "init", "-q", "--bare")
+    git(project, "config", "--file", "config", "include.path", "tools/more")
+    mounts = kinds(protect(), project)
+    assert mounts["tools/more"] == mounts["config"] == "ro-bind"
+
+
+def test_a_git_directory_that_a_git_file_names_elsewhere_in_the_project_is_protected(
+    protect, project, repository, git, named
+):
+    """Neither `.git` nor in `modules`, so only the file of the worktree leads to it."""
+    repository(project)
+    (project / "apart").mkdir()
+    git(project, "init", "-q", "--separate-git-dir", f"{project}/.git/kept", "apart")
+    git(project / "apart", "config", "core.hooksPath", "hooks-of-mine")
+    git(project / "apart", "config", "core.attributesFile", named)
+    mounts = kinds(protect(), project)
+    assert mounts[".git/kept/config"] == mounts["tools/more"] == "ro-bind"
+    assert mounts["apart/hooks-of-mine"] == "empty-dir"

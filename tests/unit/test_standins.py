@@ -474,3 +474,10 @@ def test_a_stand_in_that_another_session_removes_meanwhile_ends_the_launch(
     monkeypatch.setattr(standins, "_share", removed)
     with pytest.raises(Failure, match="vanished while the session was prepared"):
         standins.make(plan(), directory)
+
+
+def test_what_is_locked_is_opened_without_following_a_link(tmp_path):
+    (tmp_path / "real").write_text("")
+    (tmp_path / "link").symlink_to("real")
+    with pytest.raises(Failure, match="cannot be protected"):
+        standins._open(f"{tmp_path}/link")

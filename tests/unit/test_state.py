@@ -642,3 +642,12 @@ def test_a_directory_in_the_place_of_a_file_of_claudebox_is_refused(sample, clau
     os.mkdir(f"{claude}/{name}")
     with pytest.raises(Failure, match="is a directory, not a file"):
         prepare(sample)
+
+
+@pytest.mark.parametrize("name", ["lock", "preparation.lock"])
+def test_a_link_in_the_place_of_a_lock_is_not_followed(sample, place, tmp_path, name):
+    os.makedirs(place, 0o700)
+    os.symlink(tmp_path / "elsewhere", f"{place}/{name}")
+    with pytest.raises(OSError, match="symbolic links"):
+        prepare(sample)
+    assert not os.path.lexists(tmp_path / "elsewhere")
