@@ -51,7 +51,7 @@ _WORKTREES = "tests/integration/test_worktrees.py"
 _EDITED = "tests/integration/test_edited_plans.py"
 _FAULTS = "tests/integration/test_faults.py"
 _LIFECYCLE = "tests/integration/test_lifecycle.py"
-_CREDENTIALS = "tests/integration/test_credentials.py"
+_CREDENTIALS = "tests/unit/test_credentials.py"
 _REACH = "tests/net/test_reach.py"
 _TIER = "tests/net/test_tier_lifecycle.py"
 _EXCEPTIONS = "tests/net/test_exceptions.py"
@@ -128,7 +128,7 @@ REFUSALS = {
     "claudebox/enforcement.py": _unit("enforcement"),
     "claudebox/git.py": _unit("git", "protection"),
     "claudebox/host.py": _unit("host"),
-    "claudebox/instance.py": (*_unit("command"), "tests/integration/test_instances.py"),
+    "claudebox/instance.py": _unit("instance"),
     "claudebox/net.py": (*_unit("command"), _NETWORK),
     "claudebox/plan.py": _unit("plan"),
     "claudebox/policy.py": _unit("policy"),
