@@ -46,8 +46,6 @@ def _unit(*names: str) -> tuple[str, ...]:
 
 
 _INSIDE = "tests/integration/test_sandbox.py"
-_NETWORK = "tests/integration/test_network.py"
-_WORKTREES = "tests/integration/test_worktrees.py"
 _EDITED = "tests/integration/test_edited_plans.py"
 _FAULTS = "tests/integration/test_faults.py"
 _LIFECYCLE = "tests/integration/test_lifecycle.py"
@@ -129,7 +127,7 @@ REFUSALS = {
     "claudebox/git.py": _unit("git", "protection"),
     "claudebox/host.py": _unit("host"),
     "claudebox/instance.py": _unit("instance"),
-    "claudebox/net.py": (*_unit("command"), _NETWORK),
+    "claudebox/net.py": _unit("net"),
     "claudebox/plan.py": _unit("plan"),
     "claudebox/policy.py": _unit("policy"),
     "claudebox/profile.py": _unit("command"),
