@@ -674,7 +674,7 @@ WRITTEN = [
         "claudebox/audit.py",
         "        termios.tcflush(terminal, termios.TCIFLUSH)\n",
         "",
-        ("tests/unit/test_audit.py", "tests/unit/test_command.py", _LIFECYCLE),
+        _unit("audit"),
     ),
     (
         "errors cannot draw on the terminal",

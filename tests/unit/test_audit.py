@@ -515,13 +515,18 @@ def test_the_audit_changes_nothing_of_the_plan(sample):
 # ---------------------------------------------------------------------------- the question
 
 
-def answer(typed):
-    """Run audit.ask on a terminal of its own with this typed in; return (answer, screen)."""
+def answer(typed, before=b""):
+    """Run audit.ask on a terminal of its own with this typed in; return (answer, screen).
+
+    `before` is typed before the question is asked.
+    """
+    wait, go = os.pipe()
     pid, terminal = pty.fork()
     if pid == 0:
         status = 70
         try:
             signal.alarm(10)
+            os.read(wait, 1)
             status = 0 if audit.ask("Launch this?") else 1
         except Failure:
             status = 2
@@ -529,6 +534,11 @@ def answer(typed):
             os._exit(status)
     screen = b""
     try:
+        os.write(terminal, before)
+        while before and b"\n" not in screen:
+            # What the terminal shows it has taken in.
+            screen += os.read(terminal, 1024)
+        os.write(go, b".")
         while b"[y/N] " not in screen:
             screen += os.read(terminal, 1024)
         os.write(terminal, typed)
@@ -539,7 +549,8 @@ def answer(typed):
             except OSError:
                 break
     finally:
-        os.close(terminal)
+        for descriptor in (terminal, wait, go):
+            os.close(descriptor)
     return {0: True, 1: False}.get(os.waitstatus_to_exitcode(status)), screen
 
 
@@ -571,6 +582,11 @@ def test_y_and_yes_are_a_yes(typed):
 )
 def test_anything_else_is_a_no(typed):
     assert answer(typed)[0] is False
+
+
+def test_what_was_typed_before_the_question_is_no_answer_to_it():
+    assert answer(b"n\n", before=b"y\n")[0] is False
+    assert answer(b"y\n", before=b"n\n")[0] is True
 
 
 def test_the_question_says_that_no_is_the_default():
