@@ -166,3 +166,17 @@ def test_changes_of_a_host_are_announced():
 def test_an_address_that_cannot_be_understood_is_an_error_and_not_passed_over(body):
     with pytest.raises(netlink.NetlinkError):
         netlink.networks_in(netlink.RTM_NEWADDR, body)
+
+
+@pytest.mark.parametrize(("sender", "count"), [(0, 1), (4321, 0)])
+def test_only_the_kernel_is_listened_to(sender, count):
+    """Another process may send to the socket as well; the kernel's own number is 0."""
+
+    class Socket:
+        def recvfrom(self, _size):
+            message = netlink._HEADER.pack(16, netlink.RTM_NEWADDR, 0, 0, 0)
+            return message, (sender, 0)
+
+    connection = object.__new__(netlink.Connection)
+    connection.socket = Socket()
+    assert len(connection._receive()) == count
