@@ -115,6 +115,7 @@ COVERED_TWICE = {
     "_nested: protection.anchor(directory)": "protect does it for what it protects",
     "git_directory: self.anchor(directory)": "protect does it for what it protects",
     "worktree_directory: self.anchor(directory)": "protect does it for what it protects",
+    "parse_allow refuses: 'write [NETWORK/LENGTH]:PORT'": "it is no port either",
     "protect: self._protected.add(path)": "what is read-only is not mounted on again",
 }
 
@@ -822,7 +823,7 @@ WRITTEN = [
         "claudebox/sandbox/dns_relay.py",
         "        if is_answer(self.lookup.query, answer):\n",
         "        if True:\n",
-        ("tests/net/test_dns.py",),
+        ("tests/net/test_dns_messages.py",),
     ),
 ]
 
@@ -930,8 +931,9 @@ def _refusals(source: _Source, tests) -> list[Mutation]:
                 continue
             if getattr(node.exc.func, "id", None) not in _ERRORS:
                 continue
-            # Of a PlanError the first argument is a place in the document.
-            words = node.exc.args[1 if node.exc.func.id == "PlanError" else 0 :]
+            # Of these the first argument is what the second one is said of.
+            second = node.exc.func.id in ("PlanError", "_not_allowable")
+            words = node.exc.args[1 if second else 0 :]
             said = " ".join(ast.unparse(words[0]).split()) if words else ""
             label = f"{name} refuses: {said[:70]}"
             found.append(Mutation(label, source.file, *source.span(node), "pass", tests))

@@ -232,3 +232,9 @@ def test_networks_added_later_in_any_order_end_as_one_set():
             assert nftables.subtract(extra, nftables.sets(own, [], (), ())[name]) == []
 
     in_namespace(check)
+
+
+def test_what_is_neither_tcp_nor_udp_nor_icmp_is_refused_in_the_end():
+    last = [expressions for chain, expressions in nftables.rules() if chain == "permit"][-1]
+    assert last == [nftables._TO_REFUSE]
+    assert nftables.rules()[-1] == ("output", [nftables._TO_PERMIT])
