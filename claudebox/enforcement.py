@@ -41,6 +41,7 @@ def refuse_unsafe(plan: dict, protections_are_fresh: bool = False) -> None:
     allowed = _exceptions(plan)
     for mount in plan["mounts"]:
         _refuse_mount(mount, plan, secrets, allowed)
+    _refuse_hidden(plan)
     masks = {mask["target"]: "mask" for mask in policy.proc_masks()}
     for target, kind in {**_NEEDED_TARGETS, home: "tmpfs", **masks}.items():
         if not any(m["target"] == target and m["kind"] == kind for m in plan["mounts"]):
@@ -75,6 +76,7 @@ def _refuse_mount(mount: dict, plan: dict, secrets: dict, allowed: set) -> None:
     if mount["kind"] in ("bind", "ro-bind"):
         _refuse_source(mount, secrets, plan["user"]["home"], allowed)
         _refuse_second_place(mount, plan)
+        _refuse_unasked_writing(mount, plan, allowed)
         if mount["kind"] == "bind" and (mount["source"], mount["target"]) not in allowed:
             _refuse_repository(mount, plan)
     if mount["kind"] in ("proc", "dev") and mount["target"] != "/" + mount["kind"]:
@@ -235,6 +237,42 @@ def _refuse_repository(mount: dict, plan: dict) -> None:
         source = os.path.dirname(source)
 
 
+def _refuse_unasked_writing(mount: dict, plan: dict, allowed: set) -> None:
+    """Raise Refused for a writable mount of what is not the project's, Claude's, or asked for."""
+    source, target = mount["source"], mount["target"]
+    asked_for = mount["reason"] == "--mount" or mount["reason"].startswith("profile:")
+    if mount["kind"] != "bind" or asked_for:
+        return
+    if (source, target) in allowed and target != net.RESOLVER_INSIDE:
+        return
+    place = plan["project"]
+    own = [place["root"]] if place["git"] is None else [place["root"], place["git"]["common_dir"]]
+    if not any(policy.is_within(source, each) for each in own):
+        raise Refused(f"{source} would be writable, and neither a profile nor --mount asks for it")
+
+
+def _refuse_hidden(plan: dict) -> None:
+    """Raise Refused if a mount hides an earlier one: a cover in /proc, a protection, the home.
+
+    What is hidden in the project on purpose may: nothing can be written there.
+    """
+    root = plan["project"]["root"]
+    ways = set()
+    for mount in plan["mounts"]:
+        on_purpose = (
+            mount["reason"] == "hidden"
+            and mount["kind"] in ("file", "empty-dir")
+            and policy.is_within(mount["target"], root)
+            and mount["target"] != root
+        )
+        if mount["target"] in ways and not on_purpose:
+            raise Refused(f"the mount on {mount['target']} would hide an earlier one")
+        way = os.path.dirname(mount["target"])
+        while way not in ways:
+            ways.add(way)
+            way = os.path.dirname(way)
+
+
 def _refuse_target(mount: dict, plan: dict, allowed: set) -> None:
     kind, target = mount["kind"], mount["target"]
     if target == "/":
@@ -269,13 +307,13 @@ def _refuse_links_on_the_way(target: str, root: str) -> None:
 def _refuse_missing_protection(plan: dict) -> None:
     """Raise Refused unless the protections are those that this host would make, in their place.
 
-    What has the reason `protected` may be made on the host, so nothing else may have it.
+    What has the reason `protected` or `git` may be made on the host, so nothing else may have it.
     """
     place = plan["project"]
     found = project.walk(place["root"])
     needed = protection.mounts(place, found["repositories"])
     needed += instance.excluded(place, needed)
-    given = [mount for mount in plan["mounts"] if mount["reason"] == "protected"]
+    given = [mount for mount in plan["mounts"] if mount["reason"] in ("protected", "git")]
     for mount in given:
         if mount not in needed:
             raise Refused(f"{mount['target']} is no protection, or not as it has to be")
@@ -289,10 +327,6 @@ def _refuse_missing_protection(plan: dict) -> None:
         elif mount not in plan["mounts"]:
             raise Refused(f"{mount['target']} is not protected")
         for later in plan["mounts"][plan["mounts"].index(mount) + 1 :]:
-            if policy.is_within(mount["target"], later["target"]):
-                raise Refused(
-                    f"the mount on {later['target']} would hide the protection of {mount['target']}"
-                )
             if (
                 mount["kind"] != "bind"
                 and later["target"] not in hidden

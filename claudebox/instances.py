@@ -49,6 +49,8 @@ class Instance:
             self.created = int(metadata["created"])
             self.last_used = int(metadata["last_used"])
             os.fsencode(root)
+            if not (0 <= self.created < 2**53 and 0 <= self.last_used < 2**53):
+                raise ValueError("no time of the epoch")
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError, Failure):
             self.problem = "its metadata cannot be read"
             return

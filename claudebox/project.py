@@ -15,8 +15,8 @@ def walk(root: str, afresh: bool = False) -> dict:
     Keys: `repositories` (directories other than `root` that hold a `.git` or are bare ones),
     `secrets` (files whose name looks like one), `hard_links` (files with more than one name),
     `complete` (whether the walk ended before ENTRY_LIMIT entries). It stays on root's filesystem,
-    follows no symbolic link and does not look into git directories. The result is kept, so that two
-    stages of one process walk once, unless it is wanted `afresh`.
+    follows no symbolic link and does not look into `.git`. The result is kept, so that two stages of
+    one process walk once, unless it is wanted `afresh`.
     """
     if root not in _walks or afresh:
         _walks[root] = _walk(root)
@@ -34,9 +34,9 @@ def _walk(root: str) -> dict:
             entries = list(os.scandir(directory))
         except OSError:
             continue
+        # Walked on: three names that an agent made must not hide the repositories below.
         if directory != root and {"HEAD", "objects", "refs"} <= {entry.name for entry in entries}:
             found["repositories"].append(directory)
-            continue
         for entry in entries:
             seen += 1
             if seen > ENTRY_LIMIT:
@@ -52,7 +52,11 @@ def _walk(root: str) -> dict:
                     continue
                 status = entry.stat(follow_symlinks=False)
                 if entry.is_dir(follow_symlinks=False):
-                    if status.st_dev == device:
+                    # Where git keeps its objects nobody has a repository.
+                    of_objects = directory.endswith("/objects") and (
+                        len(name) == 2 or name == "pack"
+                    )
+                    if status.st_dev == device and not of_objects:
                         directories.append(entry.path)
                     continue
             except OSError:

@@ -20,6 +20,7 @@ class _Protection:
         self.mounts = []
         self._anchored = set()
         self._protected = set()
+        self._read_only = set()
 
     def start_at(self, directory: str) -> None:
         """Say that `directory` is a mount point already."""
@@ -27,7 +28,7 @@ class _Protection:
 
     def anchor(self, directory: str) -> None:
         """Make `directory` and what lies between it and a mount point mount points of their own."""
-        if directory in self._anchored or directory == "/":
+        if directory in self._anchored or directory == "/" or self._is_read_only(directory):
             return
         self.anchor(os.path.dirname(directory))
         self._anchored.add(directory)
@@ -40,7 +41,7 @@ class _Protection:
     def protect(self, base: str, name: str, absent: str | None) -> None:
         """Make base/name read-only; `absent` stands there if it does not exist (None: a directory)."""
         path = f"{base}/{name}"
-        if path in self._protected:
+        if path in self._protected or self._is_read_only(path):
             return
         self._protected.add(path)
         mode = self._mode(path)
@@ -59,7 +60,19 @@ class _Protection:
             mount = {"kind": "empty-dir", "target": path, "reason": "protected"}
         else:
             mount = {"kind": "file", "content": absent, "target": path, "reason": "protected"}
+        if path in self._anchored:
+            # What was mounted on it and below is read-only with it, and would be hidden.
+            self.mounts = [m for m in self.mounts if not policy.is_within(m["target"], path)]
+        self._read_only.add(path)
         self.mounts.append(mount)
+
+    def _is_read_only(self, path: str) -> bool:
+        """Say whether `path` lies in what is read-only already: a mount there would undo that."""
+        while path not in self._read_only:
+            if path == "/":
+                return False
+            path = os.path.dirname(path)
+        return True
 
     def git_directory(self, directory: str) -> None:
         """Protect a git directory that is, or can become, the common directory of a repository."""
@@ -264,13 +277,15 @@ def _names(directory: str) -> list[str]:
 
 
 def _modules(directory: str) -> list[str]:
-    """Return the git directories below `modules`: a submodule's name may hold slashes."""
+    """Return the git directories below `modules`: a submodule's name may hold slashes.
+
+    One that an agent has made out of the first part of a name does not hide the others.
+    """
     found = []
     for name in _names(directory):
         path = f"{directory}/{name}"
         if git.is_git_directory(path):
             found.append(path)
-            found.extend(_modules(path + "/modules"))
-        else:
+        if name not in ("objects", "refs", "logs"):
             found.extend(_modules(path))
     return found

@@ -245,7 +245,22 @@ def host_networks(route: Connection) -> tuple:
 
 
 def networks_in(kind: int, payload: bytes) -> tuple:
-    """(own, near), as in host_networks, of one address or route message; empty for any other."""
+    """(own, near), as in host_networks, of one address or route message; empty for any other.
+
+    Raises NetlinkError for one that cannot be understood: what it names would not be blocked.
+    """
+    try:
+        own, near = _networks_in(kind, payload)
+    except (IndexError, KeyError, struct.error):
+        own, near = [], [(b"", -1)]
+    if any(len(each) not in (4, 16) for each in own) or any(
+        len(each) not in (4, 16) or not 0 <= length <= 8 * len(each) for each, length in near
+    ):
+        raise NetlinkError(74, f"netlink message {kind:#x} that cannot be understood")
+    return own, near
+
+
+def _networks_in(kind: int, payload: bytes) -> tuple:
     if kind == RTM_NEWADDR:
         length = payload[1]
         parts = dict(attributes(payload[8:]))

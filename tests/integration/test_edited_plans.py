@@ -80,6 +80,18 @@ EDITS = {
             plan["mounts"].pop(plan["mounts"].index(mounts[str(w.project)]))
         )
     ),
+    "a hook that can be written": lambda w: add(
+        kind="bind",
+        source=f"{w.project}/.git/hooks/pre-commit",
+        target=f"{w.project}/.git/hooks/pre-commit",
+        reason="git",
+    ),
+    "a cover that proc hides": lambda w: (
+        lambda plan, mounts: plan["mounts"].insert(
+            0, plan["mounts"].pop(plan["mounts"].index(mounts["/proc/keys"]))
+        )
+    ),
+    "a writable system": lambda w: lambda plan, mounts: mounts["/usr"].update(kind="bind"),
     "no project": lambda w: lambda plan, mounts: plan["mounts"].remove(mounts[str(w.project)]),
     "the host's network with the name of another": lambda w: (
         lambda plan, _: plan["network"].update(tier="inet")
@@ -94,6 +106,7 @@ def test_an_edited_plan_is_refused_that_asks_for(repository, what):
     (repository.home / ".ssh").mkdir()
     (repository.project / "bwrap").write_text("#!/bin/sh\ntouch ran-outside\n")
     (repository.project / "bwrap").chmod(0o755)
+    (repository.project / ".git/hooks/pre-commit").write_text("#!/bin/sh\n")
     with socket.socket(socket.AF_UNIX) as listener:
         os.chdir(repository.home)
         listener.bind("socket")

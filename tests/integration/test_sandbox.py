@@ -362,3 +362,53 @@ def test_no_signal_is_ignored_or_blocked_inside_that_was_not_outside(world, tier
     status = world.inside("exec cat /proc/self/status", "--network", tier).stdout
     assert "SigIgn:\t0000000000000000\n" in status
     assert "SigBlk:\t0000000000000000\n" in status
+
+
+def test_a_repository_that_one_session_broke_gets_no_hooks_in_the_next(repository):
+    """The submodule's git directory lies in the broken one, which must not become writable for it."""
+    library = repository.home / "library"
+    library.mkdir()
+    repository.git("init", "-q", cwd=library)
+    repository.git("commit", "-q", "--allow-empty", "-m", "first", cwd=library)
+    local = ("-c", "protocol.file.allow=always")
+    repository.git(*local, "submodule", "-q", "add", str(library), "deps/library")
+    assert repository.inside("mv .git/objects .git/moved").returncode == 0
+    result = repository.inside(
+        "touch .git/x; echo x > .git/hooks/pre-commit; mv .git/moved .git/objects"
+    )
+    assert result.stderr.count("Read-only file system") == 3
+    assert not (repository.project / ".git/hooks/pre-commit").exists()
+
+
+def test_etc_holds_only_what_programs_need(world):
+    # Of the host, from claudebox(1); made by claudebox; made by bwrap for what lies deeper.
+    system = "alternatives ca-certificates ca-certificates.conf ld.so.cache ld.so.conf ld.so.conf.d"
+    system += " localtime mime.types protocols services"
+    own = "claude-code gitconfig group hosts nsswitch.conf passwd resolv.conf"
+    names = set(world.inside("ls -A /etc").stdout.split())
+    assert names <= {*system.split(), *own.split(), "pki", "ssl"}
+    assert set(world.inside("ls -A /etc/ssl").stdout.split()) <= {
+        "certs",
+        "cert.pem",
+        "openssl.cnf",
+    }
+
+
+ONE_MORE_MOUNT = """
+import sys
+sys.path.insert(0, {root!r})
+from claudebox import command, main
+from claudebox.sandbox import bwrap
+made = bwrap.arguments
+bwrap.arguments = lambda plan: [*made(plan), "--tmpfs", "/tmp/extra"]
+sys.exit(command.run(main.main, ["-y", "--shell", "--", "-c", "echo launched"]))
+"""
+
+
+def test_a_sandbox_with_a_mount_too_many_does_not_start(world):
+    """What a link that bwrap followed would leave: the payload waits until it was looked at."""
+    root = os.path.dirname(world.environment["PATH"].split(":")[0])
+    result = world.run("/usr/bin/python3", "-I", "-S", "-c", ONE_MORE_MOUNT.format(root=root))
+    assert "launched" not in result.stdout
+    assert result.returncode == 1
+    assert "/tmp/extra is mounted, which the plan does not say" in result.stderr

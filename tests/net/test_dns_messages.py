@@ -95,3 +95,26 @@ def test_the_resolvers_are_those_of_resolv_conf(tmp_path, text, addresses):
 
 def test_without_a_resolv_conf_it_is_the_local_one():
     assert [address[0] for _, address in dns_relay.resolvers("/nonexistent")] == ["127.0.0.1"]
+
+
+def test_what_does_not_answer_the_query_is_not_passed_on_and_the_next_is_waited_for():
+    query = dns_query("a.test")
+    right = query[:2] + b"\x81\x80" + query[4:]
+    arriving, passed_on = [b"\xff\xff" + right[2:], b"", query, right], []
+
+    class Socket:
+        def recv(self, _size):
+            return arriving.pop(0)
+
+    class Lookup:
+        def __init__(self):
+            self.query = query
+
+        def answered(self, _attempt, answer):
+            passed_on.append(answer)
+
+    attempt = object.__new__(dns_relay._Datagram)
+    attempt.socket, attempt.lookup = Socket(), Lookup()
+    while arriving:
+        attempt._receive(None)
+    assert passed_on == [right]

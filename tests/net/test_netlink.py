@@ -3,6 +3,7 @@
 import random
 import subprocess
 
+import pytest
 from namespaces import in_namespace
 from rig import SYSTEM_PATH
 
@@ -150,3 +151,32 @@ def test_changes_of_a_host_are_announced():
         assert (b"\x15\0\0\0", 24) in near
 
     in_namespace(check)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\2",
+        bytes([2, 24, 0, 0, 2, 0, 0, 0]) + netlink.attribute(1, b"\1\2\3"),
+        bytes([2, 99, 0, 0, 2, 0, 0, 0]) + netlink.attribute(1, b"\1\2\3\4"),
+        bytes([2, 24, 0, 0, 2, 0, 0, 0]) + netlink.attribute(2, b"\1\2\3\4\5\6"),
+    ],
+)
+def test_an_address_that_cannot_be_understood_is_an_error_and_not_passed_over(body):
+    with pytest.raises(netlink.NetlinkError):
+        netlink.networks_in(netlink.RTM_NEWADDR, body)
+
+
+@pytest.mark.parametrize(("sender", "count"), [(0, 1), (4321, 0)])
+def test_only_the_kernel_is_listened_to(sender, count):
+    """Another process may send to the socket as well; the kernel's own number is 0."""
+
+    class Socket:
+        def recvfrom(self, _size):
+            message = netlink._HEADER.pack(16, netlink.RTM_NEWADDR, 0, 0, 0)
+            return message, (sender, 0)
+
+    connection = object.__new__(netlink.Connection)
+    connection.socket = Socket()
+    assert len(connection._receive()) == count

@@ -48,6 +48,17 @@ def test_a_network_covers_its_range_whatever_its_host_bits():
         ("100.64.0.0", True),
         ("100.127.255.255", True),
         ("100.128.0.0", False),
+        ("0.0.0.1", True),
+        ("1.0.0.0", False),
+        ("127.0.0.1", True),
+        ("128.0.0.0", False),
+        ("169.253.255.255", False),
+        ("169.254.169.254", True),
+        ("169.255.0.0", False),
+        ("192.0.0.192", True),
+        ("192.167.255.255", False),
+        ("192.168.0.1", True),
+        ("192.169.0.0", False),
         ("172.15.255.255", False),
         ("172.31.255.255", True),
         ("192.0.1.0", False),
@@ -221,3 +232,9 @@ def test_networks_added_later_in_any_order_end_as_one_set():
             assert nftables.subtract(extra, nftables.sets(own, [], (), ())[name]) == []
 
     in_namespace(check)
+
+
+def test_what_is_neither_tcp_nor_udp_nor_icmp_is_refused_in_the_end():
+    last = [expressions for chain, expressions in nftables.rules() if chain == "permit"][-1]
+    assert last == [nftables._TO_REFUSE]
+    assert nftables.rules()[-1] == ("output", [nftables._TO_PERMIT])

@@ -9,6 +9,9 @@ import time
 import pytest
 from rig import HERE, PYTHON, SIDECARS, SYSTEM_PATH, open_directory, sidecar
 
+from claudebox import Failure
+from claudebox.sandbox import inet
+
 KILLS = 200
 
 
@@ -224,3 +227,50 @@ def test_a_launcher_killed_at_any_moment_leaves_nothing(world):
         assert outcome["left"] == []
         # Neither all before the payload ran nor all after: the moments were spread.
         assert KILLS * 0.1 < outcome["complete"] < KILLS * 0.95
+
+
+def test_the_sidecars_are_started_with_every_option_that_closes_them():
+    slirp = inet._slirp_options(5, 6)
+    for option in (
+        "--disable-host-loopback",
+        "--disable-dns",
+        "--enable-sandbox",
+        "--enable-seccomp",
+    ):
+        assert option in slirp
+    pasta = inet._pasta_options(1)
+    for option in ("-t", "-u", "-T", "-U"):
+        assert pasta[pasta.index(option) + 1] == "none"
+    assert "--no-map-gw" in pasta
+
+
+def test_a_process_that_ends_before_the_network_is_made_is_noticed(monkeypatch):
+    def rang(_number, _frame):
+        raise AssertionError("its end was not noticed")
+
+    monkeypatch.setattr(inet, "_make_namespaces", lambda *_: os._exit(3))
+    signal.signal(signal.SIGALRM, rang)
+    signal.alarm(20)
+    try:
+        with pytest.raises(OSError, match="has ended"):
+            inet._start_holder(lambda: None, [], {}, [], 5.0)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
+def test_a_join_that_the_kernel_refuses_is_a_failure_and_is_released():
+    class Joining:
+        closed = False
+
+        def finish(self, _timeout):
+            raise OSError(5, "no more")
+
+        def close(self):
+            Joining.closed = True
+
+    session = inet.InetSession(None, None, 1.0)
+    session._joining = Joining()
+    with pytest.raises(Failure, match="network could not be made: .*no more"):
+        session.wait_until_joined()
+    assert Joining.closed

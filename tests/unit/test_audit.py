@@ -15,6 +15,7 @@ import pytest
 
 from claudebox import Failure, audit
 from claudebox import plan as launch_plan
+from claudebox import project as walker
 from claudebox.printable import printable
 from claudebox.sandbox import landlock, limits
 
@@ -557,13 +558,18 @@ def test_the_audit_changes_nothing_of_the_plan(sample):
 # ---------------------------------------------------------------------------- the question
 
 
-def answer(typed):
-    """Run audit.ask on a terminal of its own with this typed in; return (answer, screen)."""
+def answer(typed, before=b""):
+    """Run audit.ask on a terminal of its own with this typed in; return (answer, screen).
+
+    `before` is typed before the question is asked.
+    """
+    wait, go = os.pipe()
     pid, terminal = pty.fork()
     if pid == 0:
         status = 70
         try:
             signal.alarm(10)
+            os.read(wait, 1)
             status = 0 if audit.ask("Launch this?") else 1
         except Failure:
             status = 2
@@ -571,6 +577,11 @@ def answer(typed):
             os._exit(status)
     screen = b""
     try:
+        os.write(terminal, before)
+        while before and b"\n" not in screen:
+            # What the terminal shows it has taken in.
+            screen += os.read(terminal, 1024)
+        os.write(go, b".")
         while b"[y/N] " not in screen:
             screen += os.read(terminal, 1024)
         os.write(terminal, typed)
@@ -581,7 +592,8 @@ def answer(typed):
             except OSError:
                 break
     finally:
-        os.close(terminal)
+        for descriptor in (terminal, wait, go):
+            os.close(descriptor)
     return {0: True, 1: False}.get(os.waitstatus_to_exitcode(status)), screen
 
 
@@ -613,6 +625,11 @@ def test_y_and_yes_are_a_yes(typed):
 )
 def test_anything_else_is_a_no(typed):
     assert answer(typed)[0] is False
+
+
+def test_what_was_typed_before_the_question_is_no_answer_to_it():
+    assert answer(b"n\n", before=b"y\n")[0] is False
+    assert answer(b"y\n", before=b"n\n")[0] is True
 
 
 def test_the_question_says_that_no_is_the_default():
@@ -754,3 +771,24 @@ def test_the_audit_at_a_terminal_shows_and_passes_nothing_on(
     os.close(terminal)
     assert child.communicate(timeout=20)[1] == b"" and child.returncode == 0
     assert b"what will be visible inside" in screen and b'"schema"' not in screen
+
+
+# Written down a second time: one name for each pattern.
+LOOK_LIKE_SECRETS = (
+    ".env .env.production server.pem server.key a.p12 a.pfx a.jks a.keystore a.kdbx a.ovpn a.tfstate"
+    " a.tfvars id_rsa id_dsa id_ecdsa id_ed25519 .netrc .npmrc .pypirc .htpasswd .git-credentials"
+    " credentials credentials-x.json client_secret_1.json service-account-a.json secrets.yml"
+    " secrets.yaml secrets.json"
+).split()
+
+
+@pytest.mark.parametrize("name", LOOK_LIKE_SECRETS)
+def test_a_file_whose_name_looks_like_a_secret_is_found(project, name):
+    (project / name).write_text("x")
+    assert walker.walk(str(project))["secrets"] == [f"{project}/{name}"]
+
+
+@pytest.mark.parametrize("name", [".env.example", ".env.sample", "environment", "keys", "pem.txt"])
+def test_a_file_whose_name_does_not_is_passed_over(project, name):
+    (project / name).write_text("x")
+    assert walker.walk(str(project))["secrets"] == []

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
+from claudebox import Failure, git_identity, host, instance
 from claudebox import git as discovery
-from claudebox import git_identity, host, instance
 
 REAL_GIT = shutil.which("git")
 
@@ -580,3 +580,12 @@ def test_resolving_a_plan_remembers_nothing(home, project):
     git_identity.GitIdentity(str(project), str(home)).settings()
     assert not (home / ".claudebox").exists()
     git_identity._unwritten = ""
+
+
+def test_more_includes_than_anybody_writes_are_refused(project, repository, git):
+    repository(project)
+    for number in range(25):
+        (project / f"{number}.inc").write_text(f"[include]\n\tpath = {number + 1}.inc\n")
+    git(project, "config", "include.path", "../0.inc")
+    with pytest.raises(Failure, match="includes more than 20 files"):
+        discovery.obeyed_files(f"{project}/.git", [str(project)])

@@ -237,7 +237,8 @@ def written(keys):
 
 
 @pytest.mark.parametrize(
-    "value", ["", "a", "./a", "../a", "~/a", "/a/../b", "/a/./b", "/..", "/a//b", "//a", "/a/"]
+    "value",
+    ["", "a", "usr/bin", "./a", "../a", "~/a", "/a/../b", "/a/./b", "/..", "/a//b", "//a", "/a/"],
 )
 def test_a_path_that_is_not_absolute_and_plain_is_refused(sample, value):
     for keys in PATHS:
@@ -413,3 +414,7 @@ def test_a_plan_of_exactly_the_size_limit_is_read(sample, monkeypatch):
 )
 def test_the_nearest_choice_is_suggested_only_if_there_is_one(word, hint):
     assert schema.nearest(word, ["instance", "audit"]) == hint
+
+
+def test_a_value_that_can_be_one_word_only_is_refused_with_that_word(sample):
+    assert 'this must be "claudebox/1"' in refusal(put(sample, ["schema"], "claudebox/2"))

@@ -48,7 +48,7 @@ def test_any_other_variable_is_not_let_in_of_itself(name):
     (
         "LD_PRELOAD LD_LIBRARY_PATH LD_AUDIT LD_ LD_DEBUG_OUTPUT GCONV_PATH BASH_ENV ENV SHELLOPTS"
         " BASHOPTS IFS PS4 GLIBC_TUNABLES LOCPATH NLSPATH MALLOC_CHECK_ HOSTALIASES RES_OPTIONS"
-        " LOCALDOMAIN TZDIR GETCONF_DIR"
+        " LOCALDOMAIN TZDIR GETCONF_DIR NIS_PATH RESOLV_HOST_CONF"
     ).split(),
 )
 def test_a_variable_that_acts_outside_is_never_let_in(name):
@@ -173,7 +173,8 @@ def test_a_secret_of_the_system_that_is_a_link_is_exposed_where_it_leads(
 
 
 @pytest.mark.parametrize(
-    "variable", ["SSH_AUTH_SOCK", "XDG_RUNTIME_DIR", "GNUPGHOME", "CLAUDE_CONFIG_DIR"]
+    "variable",
+    ["SSH_AUTH_SOCK", "XDG_RUNTIME_DIR", "GNUPGHOME", "CLAUDE_CONFIG_DIR", "DOCKER_CONFIG"],
 )
 def test_a_place_that_a_variable_names_is_exposed(exposed, tmp_path, variable):
     place = tmp_path / "agent" / "s"
@@ -276,3 +277,11 @@ def test_only_files_that_this_kernel_has_are_masked():
     targets = [mount["target"] for mount in policy.proc_masks()]
     assert targets == [path for path in policy.MASKED_PROC_FILES if os.path.exists(path)]
     assert "/proc/keys" in policy.MASKED_PROC_FILES
+
+
+def test_what_any_kernel_shows_of_the_whole_machine_is_masked(monkeypatch):
+    monkeypatch.setattr(policy.os.path, "exists", lambda _path: True)
+    names = (
+        "kallsyms kcore key-users keys kmsg latency_stats sched_debug sysrq-trigger timer_list"
+    ).split()
+    assert [mount["target"] for mount in policy.proc_masks()] == [f"/proc/{n}" for n in names]

@@ -551,3 +551,265 @@ def test_a_watched_directory_that_is_very_deep_does_not_end_the_launcher(project
     finally:
         sys.setrecursionlimit(limit)
     assert list(seen) == [str(deepest / "hook")]
+
+
+def test_names_that_make_a_directory_look_like_a_repository_hide_none_below_it(
+    protect, project, repository
+):
+    """An agent can make the three names, and the hooks below would be writable in its next session."""
+    repository(project / "vendor" / "library")
+    for name in ("objects", "refs"):
+        (project / "vendor" / name).mkdir()
+    (project / "vendor" / "HEAD").write_text("ref: refs/heads/main\n")
+    mounts = kinds(protect(), project)
+    assert mounts["vendor/config"] == "file"
+    assert mounts["vendor/library/.git/hooks"] == "ro-bind"
+    assert mounts["vendor/library/.git/config"] == "ro-bind"
+
+
+def covering(mounts, path):
+    """Return the kind of the last mount that `path` lies on."""
+    return [m["kind"] for m in mounts if policy.is_within(str(path), m["target"])][-1]
+
+
+def test_a_git_directory_that_an_agent_broke_stays_read_only_with_the_submodules_in_it(
+    protect, project, submodule
+):
+    """Broken in one session and mended in the next, it would come with hooks of the agent's."""
+    (project / ".git/objects").rename(project / ".git/moved")
+    mounts = protect()
+    for name in (
+        ".git",
+        ".git/hooks/pre-commit",
+        ".git/modules",
+        ".git/modules/deps/library/config",
+    ):
+        assert covering(mounts, project / name) == "ro-bind"
+    assert covering(mounts, submodule / ".git") == "ro-bind"
+
+
+def test_a_directory_of_hooks_stays_read_only_when_it_holds_a_repository(
+    protect, project, repository, git
+):
+    repository(project)
+    repository(project / "tools" / "library")
+    git(project, "config", "core.hooksPath", "tools")
+    mounts = protect()
+    for name in ("tools", "tools/pre-commit", "tools/library", "tools/library/.git/config"):
+        assert covering(mounts, project / name) == "ro-bind"
+    targets = [mount["target"] for mount in mounts]
+    assert len(targets) == len(set(targets))
+
+
+def test_a_directory_of_hooks_that_a_nested_repository_names_hides_no_mount(
+    protect, project, repository, git
+):
+    repository(project / "tools" / "library")
+    git(project / "tools" / "library", "config", "core.hooksPath", "..")
+    mounts = protect()
+    below = [m["target"] for m in mounts if m["target"].startswith(f"{project}/tools")]
+    assert below == [f"{project}/tools"]
+    assert covering(mounts, project / "tools/library/.git/hooks") == "ro-bind"
+
+
+def test_a_settings_file_that_is_a_repository_stays_read_only(protect, project, git):
+    (project / ".claude/settings.json").mkdir(parents=True)
+    git(project / ".claude/settings.json", "init", "-q", "--bare")
+    assert covering(protect(), project / ".claude/settings.json") == "ro-bind"
+    assert covering(protect(), project / ".claude/settings.json/config") == "ro-bind"
+
+
+def test_names_that_make_the_beginning_of_a_submodules_name_a_repository_do_not_hide_it(
+    protect, project, submodule
+):
+    for name in ("objects", "refs"):
+        (project / ".git/modules/deps" / name).mkdir()
+    (project / ".git/modules/deps/HEAD").write_text("ref: refs/heads/main\n")
+    # Not checked out, so only its name leads to it.
+    (submodule / ".git").unlink()
+    mounts = protect()
+    for place in (".git/modules/deps", ".git/modules/deps/library"):
+        assert covering(mounts, project / place / "hooks/pre-commit") in ("ro-bind", "empty-dir")
+        assert covering(mounts, project / place / "config") in ("ro-bind", "file")
+
+
+@pytest.mark.parametrize("there", ["refs", "objects"])
+def test_of_the_two_directories_of_a_repository_the_one_that_is_not_there_is_held_shut(
+    protect, project, there
+):
+    (project / there).mkdir()
+    other = {"refs": "objects", "objects": "refs"}[there]
+    assert kinds(protect(), project)[other] == "file"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kind"),
+    [
+        ("include.path", "../tools/more", "ro-bind"),
+        ("includeIf.onbranch:x.path", "../tools/more", "ro-bind"),
+        ("core.hooksPath", "tools/hooks", "empty-dir"),
+        ("core.attributesFile", "tools/more", "ro-bind"),
+    ],
+)
+def test_what_one_setting_of_a_repository_names_is_read_only(
+    protect, project, repository, git, key, value, kind
+):
+    repository(project)
+    (project / "tools").mkdir()
+    (project / "tools" / "more").write_text("# x\n")
+    git(project, "config", key, value)
+    assert kinds(protect(), project)[f"tools/{value.rpartition('/')[2]}"] == kind
+
+
+def test_what_an_include_includes_is_read_only(protect, project, repository, git):
+    repository(project)
+    (project / "one.inc").write_text("[include]\n\tpath = two.inc\n")
+    (project / "two.inc").write_text("# x\n")
+    git(project, "config", "include.path", "../one.inc")
+    assert kinds(protect(), project)["two.inc"] == "ro-bind"
+
+
+# Written down a second time, from claudebox(1).
+WATCHED = (
+    ".bazelrc .claude/CLAUDE.md .claude/agents .claude/commands .claude/hooks .claude/output-styles"
+    " .claude/rules .claude/skills .devcontainer .devcontainer.json .dir-locals.el .envrc .exrc"
+    " .gitattributes .githooks .gitmodules .husky .idea .lefthook.yml .mise.toml .npmrc .nvim.lua"
+    " .nvimrc .pre-commit-config.yaml .vimrc .vscode .yarnrc.yml .zed CLAUDE.local.md CLAUDE.md"
+    " lefthook.yml mise.toml"
+).split()
+
+
+@pytest.mark.parametrize("name", WATCHED)
+def test_a_file_that_can_run_code_outside_is_watched(project, name):
+    def change():
+        (project / name).parent.mkdir(exist_ok=True)
+        (project / name).write_text("x")
+
+    assert changed(project, change) == [name]
+
+
+def test_the_directories_down_to_where_work_starts_cannot_be_made_repositories(protect, project):
+    (project / "sub" / "deeper").mkdir(parents=True)
+    mounts = kinds(protect(cwd=project / "sub" / "deeper"), project)
+    for name in ("sub", "sub/deeper"):
+        assert mounts[f"{name}/.git"] == "empty-dir"
+        assert mounts[f"{name}/refs"] == "file"
+
+
+@pytest.mark.parametrize("there", ["refs", "objects"])
+def test_a_project_where_neither_refs_nor_objects_can_be_held_shut_is_refused(
+    protect, project, there
+):
+    other = {"refs": "objects", "objects": "refs"}[there]
+    (project / other).mkdir()
+    (project / there).write_text("#!/bin/sh\n")
+    (project / there).chmod(0o755)
+    with pytest.raises(Failure, match="a git repository of its own"):
+        protect()
+
+
+def test_a_link_where_git_looks_for_a_repository_is_refused(protect, project):
+    (project / "refs").symlink_to("nowhere")
+    with pytest.raises(Failure, match="symbolic link or a special file"):
+        protect()
+
+
+def test_a_configured_file_behind_a_link_is_refused(protect, project, repository, git):
+    repository(project)
+    (project / "real.inc").write_text("# x\n")
+    (project / "link.inc").symlink_to("real.inc")
+    git(project, "config", "include.path", "../link.inc")
+    with pytest.raises(Failure, match="behind a symbolic link"):
+        protect()
+
+
+def test_more_worktrees_than_anybody_has_are_refused(protect, project, repository):
+    repository(project)
+    for number in range(101):
+        (project / ".git/worktrees" / str(number)).mkdir(parents=True)
+    with pytest.raises(Failure, match="more than 100 submodules and worktrees"):
+        protect()
+
+
+def test_more_nested_repositories_than_anybody_has_are_refused(protect, project):
+    for number in range(101):
+        (project / str(number) / ".git").mkdir(parents=True)
+    with pytest.raises(Failure, match="more than 100 git repositories"):
+        protect()
+
+
+def test_a_protected_place_that_cannot_be_looked_at_is_refused(protect, project, monkeypatch):
+    look = os.lstat
+
+    def lstat(path, **options):
+        if str(path).endswith("settings.json"):
+            raise PermissionError(13, "Permission denied")
+        return look(path, **options)
+
+    monkeypatch.setattr(protection.os, "lstat", lstat)
+    with pytest.raises(Failure, match="cannot be read"):
+        protect()
+
+
+def test_a_checkout_of_claudebox_in_the_project_is_read_only(protect, project, monkeypatch):
+    for name in ("bin", "claudebox"):
+        (project / "tool" / name).mkdir(parents=True)
+        (project / "tool" / name / "x").write_text("")
+    monkeypatch.setattr(protection, "__file__", f"{project}/tool/claudebox/protection.py")
+    mounts = kinds(protect(), project)
+    assert mounts["tool/bin"] == mounts["tool/claudebox"] == "ro-bind"
+
+
+@pytest.fixture
+def named(project):
+    """A file and a directory of the project that configurations name."""
+    (project / "tools").mkdir()
+    (project / "tools" / "more").write_text("# x\n")
+    return f"{project}/tools/more"
+
+
+def test_what_a_submodule_names_is_read_only_also_when_it_is_not_checked_out(
+    protect, project, submodule, git, named
+):
+    git(submodule, "config", "include.path", named)
+    (submodule / ".git").unlink()
+    assert kinds(protect(), project)["tools/more"] == "ro-bind"
+
+
+def test_what_the_configuration_of_a_worktree_in_the_project_names_is_read_only(
+    protect, project, repository, git, named
+):
+    repository(project)
+    git(project, "worktree", "add", "-q", "inside")
+    git(project, "config", "extensions.worktreeConfig", "true")
+    git(project / "inside", "config", "--worktree", "core.attributesFile", named)
+    assert kinds(protect(), project)["tools/more"] == "ro-bind"
+
+
+def test_what_a_bare_repository_in_the_project_names_is_read_only(protect, project, git, named):
+    git(project, "init", "-q", "--bare", "store.git")
+    git(project / "store.git", "config", "include.path", named)
+    assert kinds(protect(), project)["tools/more"] == "ro-bind"
+
+
+def test_what_a_project_that_is_a_bare_repository_itself_names_is_read_only(
+    protect, project, git, named
+):
+    git(project, "init", "-q", "--bare")
+    git(project, "config", "--file", "config", "include.path", "tools/more")
+    mounts = kinds(protect(), project)
+    assert mounts["tools/more"] == mounts["config"] == "ro-bind"
+
+
+def test_a_git_directory_that_a_git_file_names_elsewhere_in_the_project_is_protected(
+    protect, project, repository, git, named
+):
+    """Neither `.git` nor in `modules`, so only the file of the worktree leads to it."""
+    repository(project)
+    (project / "apart").mkdir()
+    git(project, "init", "-q", "--separate-git-dir", f"{project}/.git/kept", "apart")
+    git(project / "apart", "config", "core.hooksPath", "hooks-of-mine")
+    git(project / "apart", "config", "core.attributesFile", named)
+    mounts = kinds(protect(), project)
+    assert mounts[".git/kept/config"] == mounts["tools/more"] == "ro-bind"
+    assert mounts["apart/hooks-of-mine"] == "empty-dir"

@@ -455,3 +455,29 @@ def test_a_record_that_is_no_plain_file_is_passed_over(directory, record_file, m
     alarm(5)
     make(record_file)
     assert standins.recorded(directory) == []
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_stand_in_that_another_session_removes_meanwhile_ends_the_launch(
+    plan, directory, project, monkeypatch, again
+):
+    share = standins._share
+
+    def removed(lock, path):
+        share(lock, path)
+        if path.endswith(".mcp.json"):
+            os.unlink(path)
+            if again:
+                with open(path, "w") as file:
+                    file.write("{}")
+
+    monkeypatch.setattr(standins, "_share", removed)
+    with pytest.raises(Failure, match="vanished while the session was prepared"):
+        standins.make(plan(), directory)
+
+
+def test_what_is_locked_is_opened_without_following_a_link(tmp_path):
+    (tmp_path / "real").write_text("")
+    (tmp_path / "link").symlink_to("real")
+    with pytest.raises(Failure, match="cannot be protected"):
+        standins._open(f"{tmp_path}/link")

@@ -617,3 +617,37 @@ def test_resolving_a_plan_makes_nothing(project, home):
     before = sorted(os.listdir(home)), sorted(os.listdir(project))
     instance.resolve(str(project))
     assert (sorted(os.listdir(home)), sorted(os.listdir(project))) == before
+
+
+def test_state_that_belongs_to_somebody_else_is_refused(sample, place, monkeypatch):
+    os.makedirs(place, 0o700)
+    monkeypatch.setattr(state.os, "getuid", lambda: 4242)
+    with pytest.raises(Failure, match="belongs to another user"):
+        state.open_directory(place)
+
+
+def test_a_configuration_that_cannot_be_read_is_not_replaced(sample, claude, monkeypatch):
+    write(f"{claude}/.claude.json", "{}")
+    read = state.read_file
+    monkeypatch.setattr(
+        state, "read_file", lambda at, name: None if name == ".claude.json" else read(at, name)
+    )
+    with pytest.raises(Failure, match="cannot be read"):
+        prepare(sample)
+    assert content(f"{claude}/.claude.json") == "{}"
+
+
+@pytest.mark.parametrize("name", ["SANDBOX.md", ".claudebox-temporary"])
+def test_a_directory_in_the_place_of_a_file_of_claudebox_is_refused(sample, claude, name):
+    os.mkdir(f"{claude}/{name}")
+    with pytest.raises(Failure, match="is a directory, not a file"):
+        prepare(sample)
+
+
+@pytest.mark.parametrize("name", ["lock", "preparation.lock"])
+def test_a_link_in_the_place_of_a_lock_is_not_followed(sample, place, tmp_path, name):
+    os.makedirs(place, 0o700)
+    os.symlink(tmp_path / "elsewhere", f"{place}/{name}")
+    with pytest.raises(OSError, match="symbolic links"):
+        prepare(sample)
+    assert not os.path.lexists(tmp_path / "elsewhere")

@@ -1,0 +1,284 @@
+"""Every refusal of an edited plan, without a sandbox: what is asked for and what the refusal says."""
+
+import copy
+import os
+import socket
+
+import pytest
+
+from claudebox import Failure, enforcement, instance, net, policy
+
+
+@pytest.fixture
+def plan(home, project, repository):
+    """The plan of a repository with a hook, of a user with keys and credentials."""
+    repository(project)
+    (project / ".git" / "hooks" / "pre-commit").write_text("#!/bin/sh\n")
+    (project / "sub").mkdir()
+    (home / ".ssh").mkdir()
+    (home / ".claude").mkdir()
+    (home / ".claude" / ".credentials.json").write_text("{}")
+    return instance.resolve(str(project), shell=True)
+
+
+@pytest.fixture
+def refusal(plan, home, project, tmp_path):
+    """Let `edit(plan, mounts, place)` change a copy of the plan; return why it is refused, or None."""
+
+    class Place:
+        def __init__(self):
+            self.home, self.project, self.outside = str(home), str(project), str(tmp_path / "docs")
+
+    os.mkdir(tmp_path / "docs")
+
+    def why(edit):
+        edited = copy.deepcopy(plan)
+        edit(edited, {mount["target"]: mount for mount in edited["mounts"]}, Place())
+        try:
+            enforcement.refuse_unsafe(edited)
+        except Failure as failure:
+            return failure.what
+        return None
+
+    return why
+
+
+def add(**mount):
+    def edit(plan, _mounts, place):
+        named = {key: value.format(p=place) for key, value in mount.items()}
+        plan["mounts"].append({"reason": "x", **named})
+
+    return edit
+
+
+def remove(target):
+    return lambda plan, mounts, place: plan["mounts"].remove(mounts[target.format(p=place)])
+
+
+def move(target, to):
+    def edit(plan, mounts, place):
+        mount = mounts[target.format(p=place)]
+        plan["mounts"].remove(mount)
+        plan["mounts"].insert(len(plan["mounts"]) if to < 0 else to, mount)
+
+    return edit
+
+
+def change(target, **fields):
+    def edit(_plan, mounts, place):
+        mounts[target.format(p=place)].update(fields)
+
+    return edit
+
+
+def setting(key, **fields):
+    return lambda plan, _mounts, _place: plan[key].update(fields)
+
+
+def variable(**fields):
+    return lambda plan, _mounts, _place: plan["env"].append(fields)
+
+
+def test_the_plan_of_these_tests_is_not_refused(refusal):
+    assert refusal(lambda *_: None) is None
+
+
+HARMLESS = {
+    "another directory, read-only": add(kind="ro-bind", source="{p.outside}", target="/docs"),
+    "one that the user named, writable": add(
+        kind="bind", source="{p.outside}", target="{p.outside}", reason="--mount"
+    ),
+    "one of a profile, writable": add(
+        kind="bind", source="{p.outside}", target="{p.outside}", reason="profile:web"
+    ),
+    "a file of its own": add(kind="file", content="x", target="/etc/motd"),
+    "a variable with a value": variable(name="EXTRA", source="claudebox", value="x"),
+    "another command": lambda plan, _m, _p: plan.update(command=["/bin/ls", "-l"]),
+}
+
+
+@pytest.mark.parametrize("what", HARMLESS)
+def test_an_edited_plan_may_have(refusal, what):
+    assert refusal(HARMLESS[what]) is None
+
+
+REFUSED = {
+    "another user": (setting("user", uid=4242), "another user"),
+    "another group": (setting("user", gid=4242), "another user"),
+    "another home directory": (setting("user", home="/srv"), "is not $HOME"),
+    "a loader variable": (
+        variable(name="LD_PRELOAD", source="claudebox", value="/x"),
+        "acts on the sandbox's own programs",
+    ),
+    "a loader variable of the host": (
+        variable(name="BASH_ENV", source="host"),
+        "acts on the sandbox's own programs",
+    ),
+    "the host's own directory for Claude": (
+        lambda plan, _m, _p: plan["env"].__setitem__(
+            slice(None),
+            [v for v in plan["env"] if v["name"] != "CLAUDE_CONFIG_DIR"]
+            + [{"name": "CLAUDE_CONFIG_DIR", "source": "host"}],
+        ),
+        "is claudebox's to set",
+    ),
+    "a working directory elsewhere": (setting("project", cwd="/usr"), "not in the project"),
+    "a project full of secrets": (
+        lambda plan, _m, place: plan["project"].update(
+            cwd=place.home + "/.ssh", root=place.home + "/.ssh"
+        ),
+        "cannot be a project",
+    ),
+    "another git directory": (setting("project", git=None), "its git directory"),
+    "another instance": (setting("instance", id="0" * 16), "its instance is not"),
+    "another bwrap": (setting("bwrap", path="/bin/sh"), "its bwrap is not"),
+    "exceptions without a filter": (setting("network", allow=["10.0.0.1"]), "has exceptions"),
+    "sidecars without a network": (setting("network", sidecars=["pasta"]), "has exceptions"),
+    "no sidecar in inet": (setting("network", tier="inet"), "names no program"),
+    "the resolver of another tier": (setting("network", tier="none"), "/etc/resolv.conf is not"),
+    "a secret": (add(kind="ro-bind", source="{p.home}/.ssh", target="/k"), "would expose a secret"),
+    "what contains a secret": (
+        add(kind="ro-bind", source="{p.home}", target="/k"),
+        "would expose a secret",
+    ),
+    "a link to a secret": (
+        lambda plan, mounts, place: (
+            os.symlink(place.home + "/.ssh", place.outside + "/keys"),
+            add(kind="ro-bind", source="{p.outside}/keys", target="/k")(plan, mounts, place),
+        ),
+        "symbolic link",
+    ),
+    "a way through a link": (
+        lambda plan, mounts, place: (
+            os.symlink(place.home, place.outside + "/way"),
+            add(kind="ro-bind", source="{p.outside}/way/project", target="/k")(plan, mounts, place),
+        ),
+        "symbolic link",
+    ),
+    "what is not there": (
+        add(kind="ro-bind", source="{p.outside}/none", target="/k"),
+        "is not there",
+    ),
+    "a socket": (
+        lambda plan, mounts, place: (
+            socket.socket(socket.AF_UNIX).bind(place.outside + "/s"),
+            add(kind="ro-bind", source="{p.outside}/s", target="/k")(plan, mounts, place),
+        ),
+        "a socket, a device or a pipe",
+    ),
+    "the project under another name": (
+        add(kind="bind", source="{p.project}/sub", target="/sub", reason="--mount"),
+        "past its protection",
+    ),
+    "a directory that is writable unasked": (
+        add(kind="bind", source="{p.outside}", target="/docs"),
+        "neither a profile nor --mount",
+    ),
+    "a writable system": (change("/usr", kind="bind"), "neither a profile nor --mount"),
+    "proc elsewhere": (add(kind="proc", target="/p"), "belongs on /proc"),
+    "devices elsewhere": (add(kind="dev", target="/d"), "belongs on /dev"),
+    "a mount on the root": (add(kind="tmpfs", target="/"), "a mount on /"),
+    "a mount in proc": (add(kind="tmpfs", target="/proc/1"), "claudebox's own"),
+    "a mount in the devices": (add(kind="tmpfs", target="/dev/shm"), "claudebox's own"),
+    "a mount above the briefing": (add(kind="tmpfs", target="/etc"), "claudebox's own"),
+    "a mount in the credentials": (
+        add(kind="tmpfs", target="/run/claudebox/credentials/x"),
+        "claudebox's own",
+    ),
+    "a cover that hides the briefing": (
+        change("/etc/claude-code/CLAUDE.md", kind="mask"),
+        "claudebox's own",
+    ),
+    "a mount in the instance": (
+        add(kind="tmpfs", target="{p.home}/.claude/projects"),
+        "lies in the instance",
+    ),
+    "a mount point behind a link of the project": (
+        lambda plan, mounts, place: (
+            os.symlink(place.outside, place.project + "/out"),
+            add(kind="tmpfs", target="{p.project}/out/x")(plan, mounts, place),
+        ),
+        "on the way to a mount point",
+    ),
+    "a link in the project": (
+        add(kind="symlink", source="x", target="{p.project}/l"),
+        "would be made in the project itself",
+    ),
+    "a link out of the sandbox": (
+        add(kind="symlink", source="/oldroot/etc", target="/l"),
+        "none of the system's",
+    ),
+    "no proc": (remove("/proc"), "/proc is not a proc mount"),
+    "no tmp of its own": (remove("/tmp"), "/tmp is not a tmpfs mount"),
+    "no cover over the keys": (remove("/proc/keys"), "/proc/keys is not a mask mount"),
+    "no home of its own": (remove("{p.home}"), "is not a tmpfs mount"),
+    "a cover that proc hides": (move("/proc/keys", 0), "would hide an earlier one"),
+    "a home directory that hides Claude's state": (move("{p.home}", -1), "would hide an earlier"),
+    "no project": (remove("{p.project}"), "not mounted as itself"),
+    "the project over its protections": (move("{p.project}", -1), "would hide an earlier one"),
+    "a protection less": (remove("{p.project}/.git/hooks"), "is not protected"),
+    "a stand-in that says something": (
+        change("{p.project}/.mcp.json", content='{"mcpServers": {"x": {}}}'),
+        "is no protection",
+    ),
+    "a file made on the host": (
+        add(kind="file", content="x", target="{p.home}/.profile", reason="protected"),
+        "is no protection",
+    ),
+    "a hook that can be written": (
+        add(
+            kind="bind",
+            source="{p.project}/.git/hooks/pre-commit",
+            target="{p.project}/.git/hooks/pre-commit",
+            reason="git",
+        ),
+        "is no protection",
+    ),
+    "a file that git would find in the project": (
+        add(kind="file", content="x", target="{p.project}/CLAUDE.md", reason="git"),
+        "is no protection",
+    ),
+    "a file made in the project": (
+        add(kind="file", content="x", target="{p.project}/CLAUDE.md"),
+        "would be made on the host",
+    ),
+    "a mount behind a link of the system": (
+        add(kind="tmpfs", target="/bin/x"),
+        "lies behind a link",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_an_edited_plan_is_refused_that_has(refusal, what):
+    edit, words = REFUSED[what]
+    assert words in (refusal(edit) or "it is not refused")
+
+
+def test_what_contains_the_project_cannot_be_writable(tmp_path, home):
+    (tmp_path / "up" / "app").mkdir(parents=True)
+    plan = instance.resolve(str(tmp_path / "up" / "app"), shell=True)
+    up = {"kind": "bind", "source": f"{tmp_path}/up", "target": "/up", "reason": "--mount"}
+    plan["mounts"].append(up)
+    with pytest.raises(enforcement.Refused, match="past its protection"):
+        enforcement.refuse_unsafe(plan)
+
+
+def test_a_plan_that_was_just_made_is_not_refused_in_any_tier(plan):
+    for tier in ("none", "inet", "full"):
+        enforcement.refuse_unsafe(net.apply(plan, tier))
+
+
+def test_a_mount_of_the_former_local_installer_may_lie_in_claudes_directory(refusal, home):
+    (home / ".claude" / "local").mkdir()
+    program = home / ".claude" / "local" / "claude"
+    program.write_text("")
+    edit = add(kind="ro-bind", source=str(program), target="/opt/claudebox/bin/x")
+    assert refusal(edit) is None
+    edit = add(kind="bind", source=str(program), target="/opt/claudebox/bin/x", reason="--mount")
+    assert "would expose a secret" in refusal(edit)
+
+
+def test_every_cover_of_proc_is_needed(refusal):
+    for mask in policy.proc_masks():
+        assert f"{mask['target']} is not a mask mount" in refusal(remove(mask["target"]))
