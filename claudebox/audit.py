@@ -367,14 +367,17 @@ def table(audit: dict, ink) -> str:
     row("command", printable(" ".join(audit["command"])))
 
     lines.append(ink("heading", "environment"))
-    width = max(len(variable["name"]) for variable in audit["env"]) if audit["env"] else 0
+    rows = []
     for variable in audit["env"]:
         words = [variable["source"], variable.get("reason", "")]
         source = printable(" ".join(words[1:] if words[0] == "profile" else words).strip())
         value = printable(variable["value"])
         if variable.get("secret"):
             value += ink("warning", "  secret")
-        lines.append(f"  {variable['name']:<{width}}  {ink('weak', f'{source:<14}')}  {value}")
+        rows.append((variable["name"], source, value))
+    widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
+    for name, source, value in rows:
+        lines.append(f"  {name:<{widths[0]}}  {ink('weak', f'{source:<{widths[1]}}')}  {value}")
 
     if audit["packages"]:
         lines.append(ink("heading", "packages"))

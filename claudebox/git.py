@@ -52,7 +52,7 @@ def discover(root: str) -> dict | None:
             f"{dot_git} cannot be read: {error.strerror}", "mend its permissions"
         ) from None
     if stat.S_ISDIR(mode):
-        return None if _is_empty(dot_git) else _main_worktree(dot_git)
+        return None if is_empty(dot_git) else _main_worktree(dot_git)
     if stat.S_ISREG(mode):
         return _linked(dot_git)
     raise UnsafeGit(
@@ -61,7 +61,7 @@ def discover(root: str) -> dict | None:
     )
 
 
-def _is_empty(dot_git: str) -> bool:
+def is_empty(dot_git: str) -> bool:
     """Say whether a `.git` is an empty directory: what stands in for none while a session runs."""
     try:
         return not os.listdir(dot_git)
@@ -218,7 +218,7 @@ def main_root(git: dict | None, root: str) -> str:
 def toplevel(directory: str) -> str | None:
     """Return the nearest directory at or above `directory` that holds a `.git`."""
     while True:
-        if os.path.lexists(directory + "/.git") and not _is_empty(directory + "/.git"):
+        if os.path.lexists(directory + "/.git") and not is_empty(directory + "/.git"):
             return directory
         if directory == "/":
             return None

@@ -5,7 +5,7 @@ import fcntl
 import os
 import sys
 
-from claudebox import Failure, baked, enforcement, git_identity, host, policy, project
+from claudebox import Failure, baked, enforcement, git, git_identity, host, policy, project
 from claudebox.sandbox import bwrap
 
 # The payload waits in this shell until the launcher has seen that it is up, and never starts if the
@@ -534,7 +534,9 @@ def _report(changed: list[str], root: str) -> None:
 
 def _report_repositories(before: set, root: str) -> None:
     """Name the git repositories that were made in the session: what they configure, git obeys."""
-    made = sorted(set(project.walk(root, afresh=True)["repositories"]) - before)
+    made = set(project.walk(root, afresh=True)["repositories"]) - before
+    # An empty directory .git is a stand-in that is still there.
+    made = sorted(path for path in made if not git.is_empty(path + "/.git"))
     if made:
         from claudebox import command
 

@@ -347,3 +347,11 @@ def test_finding_the_repository_executes_nothing_that_it_configures(superproject
     # The control: the trap is a good one.
     world.git("status", cwd=directory)
     assert marker.exists()
+
+
+def test_what_stands_in_for_a_repository_is_not_reported_as_one(repository):
+    below = repository.project / "a/b"
+    below.mkdir(parents=True)
+    result = repository.inside("true", "--repo", cwd=below)
+    assert result.returncode == 0
+    assert "repositories were made" not in result.stderr
