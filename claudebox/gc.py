@@ -33,7 +33,12 @@ def collect(home: str, older_than: float | None = None, force: bool = False):
             reason = f"it was not used for {age:.0f} days"
         else:
             continue
-        if found.is_live():
+        try:
+            live = found.is_live()
+        except FileNotFoundError:
+            # Another gc was quicker.
+            continue
+        if live:
             yield found, "keep", "a session uses it"
         else:
             yield found, "remove", reason
@@ -74,6 +79,11 @@ def main(arguments: list[str]) -> int:
     rows, total = [], 0
     for found, verdict, reason in collect(home, options.older_than, options.force):
         size = found.size() if found.directory is not None else 0
+        if verdict == "remove" and not options.dry_run:
+            try:
+                instances.remove(home, found)
+            except FileNotFoundError:
+                continue
         rows.append(
             {
                 "id": found.identity,
@@ -86,8 +96,6 @@ def main(arguments: list[str]) -> int:
         )
         if verdict == "remove":
             total += size
-            if not options.dry_run:
-                instances.remove(home, found)
         if not options.json:
             _show(rows[-1], options.dry_run, time())
     if not options.dry_run:
@@ -106,8 +114,11 @@ def main(arguments: list[str]) -> int:
 def _release_standins(home: str) -> None:
     """Remove what killed sessions left in their projects."""
     for found in instances.every(home):
-        if not found.problem and found.has_standins() and not found.is_live():
-            found.release_standins()
+        try:
+            if not found.problem and found.has_standins() and not found.is_live():
+                found.release_standins()
+        except FileNotFoundError:
+            continue
 
 
 def _show_first(home: str, options) -> None:

@@ -75,7 +75,10 @@ class Instance:
         return GONE
 
     def is_live(self) -> bool:
-        """Say whether a session uses the instance; if not, hold it against new ones until `close`."""
+        """Say whether a session uses the instance; if not, hold it against new ones until `close`.
+
+        Raises FileNotFoundError if another process has removed it meanwhile.
+        """
         if self._lock is None:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             self._lock = os.open(state.LOCK, flags, 0o600, dir_fd=self.directory)
@@ -132,7 +135,7 @@ def every(home: str):
 
 
 def remove(home: str, found: Instance) -> None:
-    """Remove an instance that `is_live` has said no to.
+    """Remove an instance that `is_live` has said no to; FileNotFoundError if another process did.
 
     It goes to the trash by rename first: killed in between, the instance is whole or out of use, and
     `empty_trash` finishes.

@@ -155,7 +155,7 @@ def test_the_value_of_a_variable_that_was_asked_for_cannot_draw(launched):
 
 # What an edited plan can hold: a function that puts the forgery into it.
 def _profile(plan, text):
-    plan["profile"] = {"name": text}
+    plan["profile"] = {"name": text, "chain": [text]}
 
 
 def _note(plan, text):

@@ -385,7 +385,7 @@ def test_what_hides_a_protected_place_is_not_undone_later(repository):
         plan["mounts"].append(anchor)
 
     result = edited(repository, uncover, "--hide", "deep", script="ls sub/deep")
-    assert result.returncode == 1 and "would hide the protection" in result.stderr, result.stdout
+    assert result.returncode == 1 and "would hide an earlier one" in result.stderr, result.stdout
 
 
 def test_a_session_can_start_beside_what_is_hidden_further_up(repository):
