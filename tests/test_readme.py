@@ -57,6 +57,14 @@ def test_every_protection_names_a_test():
     assert [what for what, _, tests in rows if "`tests/" not in tests] == []
 
 
+def test_the_manual_names_the_same_tests():
+    with open(f"{ROOT}/man/claudebox.1", encoding="ascii") as manual:
+        section = manual.read().partition(".Ss What shows it\n")[2]
+    table = TEXT.partition("| what | how | held by |")[2].partition("\n\n")[0]
+    tests = set(re.findall(r"`(tests/[\w./-]+)`", table))
+    assert set(re.findall(r"tests/[\w./-]*\w", section)) == tests
+
+
 def test_known_limits_have_tests():
     names = subprocess.run(
         ["grep", "-rhoE", "def test_known_limit_[a-z0-9_]+", f"{ROOT}/tests"],
