@@ -43,42 +43,47 @@ def test_what_is_not_there_cannot_be_opened(opener, tmp_path):
 
 
 @pytest.fixture
-def look():
-    """Hold a plan with these mounts against what this very process sees of its own mounts."""
+def look(monkeypatch):
+    """Hold a plan that mounts `targets` as they are against a table with the mount points `inside`."""
 
-    def compare(targets, expected):
-        mounts = [{"kind": "tmpfs", "target": target, "reason": "x"} for target in targets]
-        sources.refuse_other_mounts({"mounts": mounts}, os.getpid(), expected)
+    def compare(targets, expected, inside=None, options=("ro",)):
+        made = [
+            {"kind": "ro-bind", "source": target, "target": target, "reason": "x"}
+            for target in map(str, targets)
+        ]
+        points = map(str, targets if inside is None else inside)
+        table = {point: sources._Mount(0, "tmpfs", list(options)) for point in ("/", *points)}
+        monkeypatch.setattr(sources, "_table", lambda process: {} if process == "self" else table)
+        expected = {str(target): status for target, status in expected.items()}
+        sources.refuse_other_mounts({"mounts": made}, os.getpid(), expected)
 
     return compare
 
 
-def own_mount_points():
-    with open("/proc/self/mountinfo") as table:
-        return {line.split(" ")[4] for line in table} - {"/"}
+def test_the_mounts_that_are_expected_are_accepted(look, tmp_path):
+    look([tmp_path], {tmp_path: os.stat(tmp_path)})
 
 
-def test_the_mounts_that_are_expected_are_accepted(look):
-    look(own_mount_points(), {"/": os.stat("/"), "/proc": os.stat("/proc")})
+def test_a_mount_of_the_plan_that_is_not_there_is_noticed(look, tmp_path):
+    with pytest.raises(Failure, match="is not mounted"):
+        look([tmp_path], {tmp_path: os.stat(tmp_path)}, inside=[])
 
 
-def test_a_mount_of_the_plan_that_is_not_there_is_noticed(look):
-    with pytest.raises(Failure, match="/nowhere is not mounted"):
-        look(own_mount_points() | {"/nowhere"}, {})
+def test_a_mount_that_the_plan_does_not_say_is_noticed(look, tmp_path):
+    with pytest.raises(Failure, match="/elsewhere is mounted, which the plan does not say"):
+        look([tmp_path], {tmp_path: os.stat(tmp_path)}, inside=[tmp_path, "/elsewhere"])
 
 
-def test_a_mount_that_the_plan_does_not_say_is_noticed(look):
-    others = [p for p in own_mount_points() if not p.startswith(("/proc/", "/dev/"))]
-    assert others
-    with pytest.raises(Failure, match="which the plan does not say"):
-        look(own_mount_points() - {others[0]}, {})
+def test_a_mount_that_can_be_written_and_is_to_be_read_only_is_noticed(look, tmp_path):
+    with pytest.raises(Failure, match="can be written"):
+        look([tmp_path], {tmp_path: os.stat(tmp_path)}, options=["rw"])
 
 
 def test_something_else_in_the_place_of_a_source_is_noticed(look, tmp_path):
     with pytest.raises(Failure, match="is not what was to be mounted there"):
-        look(own_mount_points(), {str(tmp_path): os.stat("/")})
+        look([tmp_path], {tmp_path: os.stat("/")})
 
 
 def test_a_target_that_cannot_be_looked_at_is_noticed(look, tmp_path):
     with pytest.raises(Failure, match="cannot be looked at"):
-        look(own_mount_points(), {f"{tmp_path}/none": os.stat("/")})
+        look([tmp_path / "none"], {tmp_path / "none": os.stat("/")})
