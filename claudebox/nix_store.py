@@ -139,9 +139,9 @@ class _Memory:
 
 
 def _digest(*parts: str | bytes) -> str:
-    from _sha256 import sha256
+    from claudebox import instance
 
-    total = sha256()
+    total = instance.sha256()
     for part in parts:
         data = os.fsencode(part) if isinstance(part, str) else part
         total.update(b"%d:" % len(data) + data)

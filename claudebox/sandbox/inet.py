@@ -8,7 +8,9 @@ sidecar finds the namespace by another process in it, the witness: that of bwrap
 opened in /proc.
 
 The holder is also the first process of a pid namespace, so that its end is the end of everything
-that bwrap started: killed in its first moments, bwrap 0.8 may leave a child that waits for ever.
+that bwrap started: killed in its first moments, bwrap may leave a child that waits for ever (seen in
+the sources of 0.8 and 0.12). It gets the /proc of that namespace: bwrap looks its child up in /proc
+by the pid that the child has there.
 """
 
 import _signal
@@ -390,7 +392,7 @@ def _start_holder(
             _make_namespaces(*identity)
             witness = _start_witness(launcher)
             # In the pid namespace the witness would hold up the end of the holder.
-            libc.unshare(libc.CLONE_NEWPID)
+            libc.unshare(libc.CLONE_NEWPID | libc.CLONE_NEWNS)
             end_of_maker, held_by_maker = os.pipe()
             holder = os.fork()
             if holder:
@@ -516,6 +518,17 @@ def _hold(control, rules: list, contents: dict, ports: list) -> None:
         os._exit(125)
     except BlockingIOError:
         pass
+    _mount_proc()
+
+
+def _mount_proc() -> None:
+    try:
+        libc.mount_proc()
+    except OSError as error:
+        raise Failure(
+            f"this host does not let you mount a new /proc, which every sandbox needs: {error.strerror}",
+            "this may be a container that hides parts of its /proc: start claudebox outside",
+        ) from error
 
 
 def _make_namespaces(uid: int, gid: int) -> None:

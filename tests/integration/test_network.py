@@ -112,6 +112,27 @@ def test_inet_starts_with_either_sidecar(world, sidecar):
     assert result.stdout == "up\n", result.stderr
 
 
+def test_inet_works_where_no_process_has_the_number_2(world):
+    # bwrap looks in /proc for its child, which is the second process of its pid namespace. On a host
+    # some thread of the kernel has that number; in a container nobody may have it.
+    script = "/bin/true; test ! -e /proc/2 && claudebox -y --network inet --shell -- -c 'echo up'"
+    unshare = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc")
+    result = world.run(*unshare, "sh", "-c", script)
+    assert result.stdout == "up\n", result.stderr
+
+
+def test_inet_says_so_where_no_new_proc_can_be_mounted(world):
+    script = (
+        "mount --bind /dev/null /proc/keys && exec unshare --user --map-root-user"
+        " claudebox -y --network inet --shell -- -c 'echo up'"
+    )
+    unshare = ("unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "--mount-proc")
+    result = world.run(*unshare, "sh", "-c", script)
+    assert "does not let you mount a new /proc" in result.stderr
+    assert result.stdout == ""
+    assert result.returncode == 1
+
+
 @pytest.mark.parametrize("status", [0, 42])
 def test_the_exit_status_comes_back_in_inet(world, status):
     assert world.inside(f"exit {status}", "--network", "inet").returncode == status

@@ -491,7 +491,7 @@ def traps(project, tmp_path):
     body = f"open({str(mark)!r}, 'a').write(__name__ + '\\n')\nraise SystemExit(77)\n"
     for name in (
         "argparse json os sys re site sitecustomize usercustomize codecs encodings io posixpath"
-        " genericpath _sha256 unicodedata difflib base64 struct startup"
+        " genericpath _sha256 _sha2 unicodedata difflib base64 struct startup"
     ).split():
         (project / f"{name}.py").write_text(body)
     for package in ("claudebox", "encodings", "json"):

@@ -342,7 +342,7 @@ SECRETS = {
     "home": "~",
     "above home": "{parent}",
     "root": "/",
-    "system": "/etc/ssh",
+    "system": "/etc/ssl/private",
     "state": "~/.claudebox",
     "profiles": "~/.claudebox/profiles",
     "proc": "/proc",
@@ -361,7 +361,6 @@ def test_a_source_that_exposes_a_secret_is_refused(base, write, home, tmp_path, 
     (home / ".netrc").symlink_to(tmp_path / "real/netrc")
     (tmp_path / "real/netrc").write_text("")
     (home / "dotfiles").symlink_to(tmp_path / "real")
-    os.makedirs("/etc/ssh", exist_ok=True) if os.getuid() == 0 else None
     path = SECRETS[place].format(parent=tmp_path)
     if not os.path.exists(os.path.expanduser(path.replace("~", str(home)))):
         pytest.fail(f"{path} is not there to be refused")
