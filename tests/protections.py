@@ -47,7 +47,6 @@ def _unit(*names: str) -> tuple[str, ...]:
 
 _INSIDE = "tests/integration/test_sandbox.py"
 _EDITED = "tests/integration/test_edited_plans.py"
-_FAULTS = "tests/integration/test_faults.py"
 _LIFECYCLE = "tests/integration/test_lifecycle.py"
 _CREDENTIALS = "tests/unit/test_login_mirror.py"
 _REACH = "tests/net/test_reach.py"
@@ -136,7 +135,7 @@ REFUSALS = {
     "claudebox/sandbox/credentials.py": (_CREDENTIALS,),
     "claudebox/sandbox/inet.py": (_EXCEPTIONS, _TIER),
     "claudebox/sandbox/nftables.py": (_NFTABLES,),
-    "claudebox/sandbox/sources.py": (*_unit("sources"), _FAULTS),
+    "claudebox/sandbox/sources.py": _unit("sources"),
     "claudebox/sandbox/standins.py": _unit("standins"),
     "claudebox/sandbox/state.py": _unit("state"),
 }
@@ -322,11 +321,7 @@ WRITTEN = [
         "claudebox/run.py",
         "read -r go <&9 || exit 125",
         "read -r go <&9",
-        (
-            f"{_LIFECYCLE}::test_killing_claudebox_at_any_moment_leaves_no_process",
-            _LIFECYCLE,
-            _FAULTS,
-        ),
+        _unit("run"),
     ),
     (
         "SIGPIPE and SIGXFSZ are not ignored inside",

@@ -1,7 +1,9 @@
 """A launch that is ended before its payload runs."""
 
 import os
+import shlex
 import signal
+import subprocess
 
 import pytest
 
@@ -47,3 +49,13 @@ def test_a_second_signal_does_not_end_the_clean_up(monkeypatch, handlers):
     monkeypatch.setattr(standins, "remove", remove)
     assert run.launch({}) == 128 + signal.SIGTERM
     assert cleaned == ["removed", "closed"]
+
+
+@pytest.mark.parametrize(("said", "runs"), [("\\n", True), ("", False)])
+def test_the_gate_lets_nothing_run_unless_it_is_told_to(tmp_path, said, runs):
+    """An end of file, which a launcher leaves that was killed, is no word from it."""
+    gate = shlex.join(["/bin/sh", "-c", run._GATE, "sh", "touch", str(tmp_path / "mark")])
+    script = f"printf '{said}' | {gate} 7>&2 8>/dev/null 9<&0"
+    done = subprocess.run(["/bin/sh", "-c", script], timeout=20)
+    assert done.returncode == (0 if runs else 125)
+    assert (tmp_path / "mark").exists() is runs
