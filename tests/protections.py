@@ -64,6 +64,9 @@ LISTS = {
         "MASKED_PROC_FILES": (_CHECKER, *_unit("policy")),
         "INET_DENIED_V4": (_NFTABLES,),
         "INET_DENIED_V6": (_NFTABLES,),
+        "NIX_CONFIGURATION": _unit("nix"),
+        "OWN_TARGETS": _unit("enforcement"),
+        "OWN_VARIABLES": _unit("enforcement"),
         "SIDECAR_NETWORKS": (_EXCEPTIONS, _NFTABLES),
         "SECRET_HOME_PATHS": ("tests/fuzz/test_secret_places.py",),
         "HOME_MARKS": ("tests/fuzz/test_secret_places.py",),
@@ -85,7 +88,6 @@ LISTS = {
         "NAMESPACES": (*_unit("bwrap_arguments"), _CHECKER),
     },
     "claudebox/enforcement.py": {
-        "_OWN_TARGETS": _unit("enforcement"),
         "_NEEDED_TARGETS": _unit("enforcement"),
     },
 }
@@ -100,6 +102,10 @@ ADDITIONS = {
             (f"{_INSIDE}::test_etc_holds_only_what_programs_need",),
         ),
         "HARMLESS_FILE_NAMES": ('".env"', _unit("audit")),
+        "NIX_HARMLESS_SANDBOX_PATHS": ('"/home"', _unit("nix")),
+        "DEVSHELL_FILE_SUFFIXES": ('".env"', _unit("nix")),
+        "DEVSHELL_FILE_NAMES": ('".env"', _unit("nix")),
+        "DEVSHELL_VARIABLES": ('"LD_PRELOAD"', _unit("nix")),
     },
     "claudebox/sandbox/seccomp.py": {
         "ALLOWED_FAMILIES": ("40", _unit("seccomp")),
@@ -109,7 +115,6 @@ ADDITIONS = {
 # What another element covers already: said twice for the reader.
 COVERED_TWICE = {
     "INET_DENIED_V6: '64:ff9b::/96'": "::/3 holds it",
-    "check refuses: f'the key \"{key}\" is given twice'": "the record refuses it as well",
     "_repository: protection.anchor(common + '/worktrees')": "protect does it for what it protects",
     "_nested: protection.anchor(directory)": "protect does it for what it protects",
     "git_directory: self.anchor(directory)": "protect does it for what it protects",
@@ -119,7 +124,8 @@ COVERED_TWICE = {
 }
 
 # Lists of the policy that are no protections.
-NOT_PROTECTIONS = {"CLAUDE_VARIABLES"}
+NOT_PROTECTIONS = {"CERTIFICATE_BUNDLES", "CLAUDE_VARIABLES", "NIX_MODES", "NIX_VARIABLES"}
+NOT_PROTECTIONS |= {"SYSTEM_FILES_BESIDE_STORE", "TMPFS_DIVISORS"}
 
 # Where each refusal, a `raise` of one of the project's own errors, is a protection.
 REFUSALS = {
@@ -129,8 +135,10 @@ REFUSALS = {
     "claudebox/instance.py": _unit("instance"),
     "claudebox/net.py": _unit("net"),
     "claudebox/plan.py": _unit("plan"),
+    "claudebox/profiles.py": _unit("profile_schema", "profile"),
+    "claudebox/schema.py": _unit("plan"),
     "claudebox/policy.py": _unit("policy"),
-    "claudebox/profile.py": _unit("command"),
+    "claudebox/profile.py": _unit("profile"),
     "claudebox/protection.py": _unit("protection"),
     "claudebox/sandbox/credentials.py": (_CREDENTIALS,),
     "claudebox/sandbox/inet.py": (_EXCEPTIONS, _TIER),
@@ -140,7 +148,14 @@ REFUSALS = {
     "claudebox/sandbox/state.py": _unit("state"),
 }
 _ERRORS = {"Failure", "Refused", "UnsafeGit", "PlanError", "OSError", "NetlinkError"}
-_ERRORS |= {"_not_protectable", "_not_allowable", "_changed", "_setup_failure"}
+_ERRORS |= {
+    "Mismatch",
+    "ProfileError",
+    "_not_protectable",
+    "_not_allowable",
+    "_changed",
+    "_setup_failure",
+}
 
 # Functions in which each call that stands for itself is a check, or makes a protection.
 CHECKS = {
@@ -158,6 +173,9 @@ CHECKS = {
 # Each O_NOFOLLOW, by file and function.
 NO_FOLLOW = {
     ("claudebox/git.py", "read_small_file"): _unit("git"),
+    ("claudebox/git_index.py", "_content"): _unit("git_index"),
+    ("claudebox/profiles.py", "_open_directory"): _unit("profile_schema", "profile"),
+    ("claudebox/profiles.py", "_text"): _unit("profile_schema", "profile"),
     ("claudebox/instances.py", "is_live"): _unit("instances"),
     ("claudebox/instances.py", "_DIRECTORY"): _unit("instances"),
     ("claudebox/sandbox/credentials.py", "__init__"): (_CREDENTIALS,),
@@ -173,6 +191,7 @@ NO_FOLLOW = {
 }
 # O_EXCL with O_CREAT follows no link either (open(2)), so these have nothing to show.
 NO_FOLLOW_BESIDE_EXCL = {
+    ("claudebox/profile_files.py", "_edit"),
     ("claudebox/sandbox/standins.py", "_make"),
     ("claudebox/sandbox/state.py", "_prepare_credentials"),
     ("claudebox/sandbox/state.py", "replace_file"),
@@ -212,7 +231,7 @@ WRITTEN = [
     (
         "the system call filter",
         "claudebox/sandbox/bwrap.py",
-        'result += ["--seccomp", Data("seccomp filter", seccomp.program())]',
+        """result += ["--seccomp", Data("seccomp filter", seccomp.program(nested_namespaces=nested))]""",
         "pass",
         _unit("bwrap_arguments"),
     ),
@@ -226,8 +245,8 @@ WRITTEN = [
     (
         "an empty directory is read-only",
         "claudebox/sandbox/bwrap.py",
-        ', "--remount-ro", target]',
-        "]",
+        '"--tmpfs", target, "--remount-ro", target]',
+        '"--tmpfs", target]',
         _unit("bwrap_arguments"),
     ),
     (
@@ -361,14 +380,14 @@ WRITTEN = [
     (
         "a mount too many is noticed",
         "claudebox/sandbox/sources.py",
-        "    for point in inside - wanted - along:\n",
+        "    for point in inside.keys() - wanted.keys() - along.keys():\n",
         "    for point in ():\n",
         _unit("sources"),
     ),
     (
         "another source is noticed",
         "claudebox/sandbox/sources.py",
-        "        if not os.path.samestat(found, status):\n",
+        "        if not same:\n",
         "        if False:\n",
         _unit("sources"),
     ),
@@ -927,7 +946,7 @@ def _refusals(source: _Source, tests) -> list[Mutation]:
             if getattr(node.exc.func, "id", None) not in _ERRORS:
                 continue
             # Of these the first argument is what the second one is said of.
-            second = node.exc.func.id in ("PlanError", "_not_allowable")
+            second = node.exc.func.id in ("Mismatch", "PlanError", "_not_allowable")
             words = node.exc.args[1 if second else 0 :]
             said = " ".join(ast.unparse(words[0]).split()) if words else ""
             label = f"{name} refuses: {said[:70]}"
@@ -976,6 +995,10 @@ def _written(root: Path, row, as_root: bool) -> Mutation:
 
 def all_mutations(root: Path = ROOT) -> list[Mutation]:
     """Return the whole table for the checkout `root`; raises NotThere if a row does not fit it."""
+    return [row for row in _every(root) if row.protection not in COVERED_TWICE]
+
+
+def _every(root: Path) -> list[Mutation]:
     found = []
     for file, lists in LISTS.items():
         source = _Source(file, root)
@@ -995,7 +1018,7 @@ def all_mutations(root: Path = ROOT) -> list[Mutation]:
     found += [_written(root, row, True) for row in WRITTEN_FOR_ROOT]
     # A function within a function is walked twice.
     unique = {(row.file, row.start, row.end, row.new, row.as_root): row for row in found}
-    return [row for row in unique.values() if row.protection not in COVERED_TWICE]
+    return list(unique.values())
 
 
 def unlisted(root: Path = ROOT) -> list[str]:
@@ -1016,4 +1039,5 @@ def unlisted(root: Path = ROOT) -> list[str]:
             has_one = any(getattr(each, "attr", None) == "O_NOFOLLOW" for each in ast.walk(node))
             if has_one and (file, name) not in places:
                 missing.append(f"{file}: O_NOFOLLOW in {name}")
-    return missing
+    labels = {row.protection for row in _every(root)}
+    return missing + [f"no row is called {label}" for label in COVERED_TWICE.keys() - labels]
