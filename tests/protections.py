@@ -129,14 +129,14 @@ NOT_PROTECTIONS |= {"SYSTEM_FILES_BESIDE_STORE", "TMPFS_DIVISORS"}
 
 # Where each refusal, a `raise` of one of the project's own errors, is a protection.
 REFUSALS = {
-    "claudebox/enforcement.py": _unit("enforcement"),
+    "claudebox/enforcement.py": (*_unit("enforcement", "hiding", "nix", "profile"), _EDITED),
     "claudebox/git.py": _unit("git", "protection"),
     "claudebox/host.py": _unit("host"),
     "claudebox/instance.py": _unit("instance"),
     "claudebox/net.py": _unit("net"),
     "claudebox/plan.py": _unit("plan"),
     "claudebox/profiles.py": _unit("profile_schema", "profile"),
-    "claudebox/schema.py": _unit("plan"),
+    "claudebox/schema.py": _unit("plan", "profile_schema"),
     "claudebox/policy.py": _unit("policy"),
     "claudebox/profile.py": _unit("profile"),
     "claudebox/protection.py": _unit("protection"),
@@ -159,7 +159,10 @@ _ERRORS |= {
 
 # Functions in which each call that stands for itself is a check, or makes a protection.
 CHECKS = {
-    ("claudebox/enforcement.py", "refuse_unsafe"): _unit("enforcement"),
+    ("claudebox/enforcement.py", "refuse_unsafe"): (
+        *_unit("enforcement", "hiding", "nix"),
+        _EDITED,
+    ),
     ("claudebox/protection.py", "mounts"): (*_unit("protection"), _CHECKER),
     ("claudebox/protection.py", "_repository"): (*_unit("protection"), _CHECKER),
     ("claudebox/protection.py", "_nested"): (*_unit("protection"), _CHECKER),

@@ -179,7 +179,7 @@ REFUSED = {
     "devices elsewhere": (add(kind="dev", target="/d"), "belongs on /dev"),
     "a mount on the root": (add(kind="tmpfs", target="/"), "a mount on /"),
     "a mount in proc": (add(kind="tmpfs", target="/proc/1"), "claudebox's own"),
-    "a mount in the devices": (add(kind="tmpfs", target="/dev/shm"), "claudebox's own"),
+    "a mount in the devices": (add(kind="tmpfs", target="/dev/mqueue"), "claudebox's own"),
     "a mount above the briefing": (add(kind="tmpfs", target="/etc"), "claudebox's own"),
     "a mount in the credentials": (
         add(kind="tmpfs", target="/run/claudebox/credentials/x"),
