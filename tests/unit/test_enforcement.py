@@ -14,7 +14,8 @@ def plan(home, project, repository):
     """The plan of a repository with a hook, of a user with keys and credentials."""
     repository(project)
     (project / ".git" / "hooks" / "pre-commit").write_text("#!/bin/sh\n")
-    (project / "sub").mkdir()
+    (project / "sub" / "y").mkdir(parents=True)
+    (project / "sub" / "x").write_text("x")
     (home / ".ssh").mkdir()
     (home / ".claude").mkdir()
     (home / ".claude" / ".credentials.json").write_text("{}")
@@ -282,3 +283,133 @@ def test_a_mount_of_the_former_local_installer_may_lie_in_claudes_directory(refu
 def test_every_cover_of_proc_is_needed(refusal):
     for mask in policy.proc_masks():
         assert f"{mask['target']} is not a mask mount" in refusal(remove(mask["target"]))
+
+
+OWN_VARIABLES = (
+    "HOME PATH SHELL TMPDIR CLAUDE_CONFIG_DIR CLAUDE_SECURESTORAGE_CONFIG_DIR IS_SANDBOX"
+    " DISABLE_AUTOUPDATER"
+).split()
+
+
+@pytest.mark.parametrize("name", OWN_VARIABLES)
+def test_a_variable_that_claudebox_sets_does_not_come_from_the_host(refusal, name):
+    def edit(plan, _mounts, _place):
+        plan["env"] = [v for v in plan["env"] if v["name"] != name]
+        plan["env"].append({"name": name, "source": "host"})
+
+    assert f"the variable {name} is claudebox's to set" in refusal(edit)
+
+
+def hiding(*patterns, mount=None):
+    """Hide `patterns` in the plan, with this one mount for all of them."""
+
+    def edit(plan, mounts, place):
+        plan["hide"] = [{"pattern": each, "reason": "--hide"} for each in patterns]
+        if mount:
+            add(**{"reason": "hidden", **mount})(plan, mounts, place)
+
+    return edit
+
+
+HIDDEN = {
+    "nothing over what is to be hidden": (hiding("sub"), "is to be hidden and is not"),
+    "a pattern that means nothing": (hiding("../x"), "cannot be hidden"),
+    "something hidden that is not in the project": (
+        hiding("x", mount={"kind": "empty-dir", "target": "{p.home}/x"}),
+        "only what is in the project can",
+    ),
+    "another content in the place of what is hidden": (
+        hiding("x", mount={"kind": "file", "content": "y", "target": "{p.project}/sub/x"}),
+        "is not hidden by a mount of this kind",
+    ),
+    "a writable directory in the place of what is hidden": (
+        hiding("y", mount={"kind": "tmpfs", "target": "{p.project}/sub/y"}),
+        "is not hidden by a mount of this kind",
+    ),
+    "the project, with what is hidden, in a second place": (
+        hiding(
+            "x",
+            mount={
+                "kind": "ro-bind",
+                "source": "{p.project}/sub",
+                "target": "/again",
+                "reason": "--mount",
+            },
+        ),
+        "would show what is hidden",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", HIDDEN)
+def test_an_edited_plan_that_hides_is_refused_that_has(refusal, what):
+    edit, words = HIDDEN[what]
+    assert words in (refusal(edit) or "it is not refused")
+
+
+def test_what_is_hidden_cannot_be_shown_by_renaming_what_holds_it(refusal, project):
+    (project / "sub" / "key").write_text("x")
+    cover = {"kind": "file", "content": "", "target": "{p.project}/sub/key"}
+    assert "could be renamed" in refusal(hiding("key", mount=cover))
+
+
+def test_a_package_from_elsewhere_than_the_store_is_refused(refusal):
+    package = {"reference": "nixpkgs#jq", "paths": ["/usr/bin"], "reason": "--devshell"}
+    assert "is not in /nix/store" in refusal(lambda plan, _m, _p: plan["packages"].append(package))
+
+
+@pytest.mark.parametrize("socket", [True, False])
+def test_the_socket_of_the_nix_daemon_is_inside_where_the_plan_says_so_and_not_elsewhere(
+    refusal, monkeypatch, socket
+):
+    monkeypatch.setattr(policy, "secret_paths", lambda *_: policy._Secrets())
+    monkeypatch.setattr(enforcement, "_refuse_source", lambda *_: None)
+
+    def edit(plan, _mounts, _place):
+        plan["nix"] = {"socket": socket, "trust": False, "reason": "x"}
+        if not socket:
+            plan["mounts"].append(policy.nix_socket_mount())
+
+    assert "socket is inside, or not" in refusal(edit)
+
+
+def test_no_other_part_of_a_nix_daemon_is_inside(refusal, monkeypatch):
+    monkeypatch.setattr(enforcement, "_refuse_source", lambda *_: None)
+    edit = add(kind="ro-bind", source="/nix/var/nix/db", target="/db", reason="nix")
+    assert "is not that of the nix daemon's socket" in refusal(edit)
+
+
+def test_a_socket_of_the_nix_daemon_that_may_not_be_inside_now_is_refused(refusal, monkeypatch):
+    from claudebox import nix
+
+    monkeypatch.setattr(enforcement, "_refuse_source", lambda *_: None)
+    monkeypatch.setattr(nix, "decision", lambda _mode: None)
+
+    def edit(plan, _mounts, _place):
+        plan["nix"] = {"socket": True, "trust": False, "reason": "x"}
+        plan["mounts"].append(policy.nix_socket_mount())
+
+    assert "may not be inside" in refusal(edit)
+
+
+def test_nothing_is_mounted_in_what_is_protected(refusal):
+    edit = add(
+        kind="bind",
+        source="{p.project}/.git/hooks/pre-commit",
+        target="{p.project}/.git/hooks/pre-commit",
+        reason="--mount",
+    )
+    assert "would undo the protection" in refusal(edit)
+
+
+def test_what_a_profile_mounts_may_not_lie_in_what_is_protected(plan, project):
+    mount = {
+        "kind": "ro-bind",
+        "source": "/usr/share",
+        "target": f"{project}/.git/hooks/x",
+        "reason": "--mount",
+    }
+    # The mount point is there, so nothing would be made on the host.
+    (project / ".git" / "hooks" / "x").mkdir()
+    with pytest.raises(enforcement.Refused, match="which is protected"):
+        enforcement.refuse_place(mount, plan)

@@ -285,3 +285,19 @@ def test_what_any_kernel_shows_of_the_whole_machine_is_masked(monkeypatch):
         "kallsyms kcore key-users keys kmsg latency_stats sched_debug sysrq-trigger timer_list"
     ).split()
     assert [mount["target"] for mount in policy.proc_masks()] == [f"/proc/{n}" for n in names]
+
+
+def test_a_development_shell_brings_nothing_that_acts_outside():
+    assert not [name for name in policy.DEVSHELL_VARIABLES if policy.variable_refusal(name)]
+
+
+def test_no_file_that_looks_like_a_secret_goes_into_the_store():
+    from fnmatch import fnmatchcase
+
+    for name in (*policy.DEVSHELL_FILE_NAMES, *(f"x{s}" for s in policy.DEVSHELL_FILE_SUFFIXES)):
+        assert not any(fnmatchcase(name, pattern) for pattern in policy.SECRET_FILE_NAMES)
+    assert not any(fnmatchcase(".env", f"*{s}") for s in policy.DEVSHELL_FILE_SUFFIXES)
+
+
+def test_the_configuration_of_a_nix_daemon_is_read_where_the_daemon_reads_it():
+    assert policy.NIX_CONFIGURATION == ("/etc/nix/nix.conf", "/etc/xdg/nix/nix.conf")
