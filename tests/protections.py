@@ -129,7 +129,7 @@ NOT_PROTECTIONS |= {"SYSTEM_FILES_BESIDE_STORE", "TMPFS_DIVISORS"}
 
 # Where each refusal, a `raise` of one of the project's own errors, is a protection.
 REFUSALS = {
-    "claudebox/enforcement.py": (*_unit("enforcement", "hiding", "nix", "profile"), _EDITED),
+    "claudebox/enforcement.py": (*_unit("enforcement"), _EDITED),
     "claudebox/git.py": _unit("git", "protection"),
     "claudebox/host.py": _unit("host"),
     "claudebox/instance.py": _unit("instance"),

@@ -413,3 +413,15 @@ def test_what_a_profile_mounts_may_not_lie_in_what_is_protected(plan, project):
     (project / ".git" / "hooks" / "x").mkdir()
     with pytest.raises(enforcement.Refused, match="which is protected"):
         enforcement.refuse_place(mount, plan)
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [("", "is a git repository"), ("/.git/objects", "belongs to a git directory")],
+)
+def test_another_repository_is_not_writable_however_it_is_asked_for(
+    refusal, repository, tmp_path, place, words
+):
+    repository(tmp_path / "docs" / "other")
+    source = f"{tmp_path}/docs/other{place}"
+    assert words in refusal(add(kind="bind", source=source, target=source, reason="--mount"))

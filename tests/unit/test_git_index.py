@@ -103,3 +103,12 @@ def test_reading_the_index_runs_nothing_that_the_repository_configures(files, gi
     git(files, "config", "core.hooksPath", f"{files}")
     assert tracked(files, ".env") == [".env"]
     assert not (files / "ran").exists()
+
+
+def test_a_link_in_the_place_of_an_index_is_not_followed(tmp_path):
+    (tmp_path / "real").write_bytes(b"DIRC" + bytes(100))
+    (tmp_path / "index").symlink_to("real")
+    with pytest.raises(git_index.UnreadableIndex) as caught:
+        git_index._content(f"{tmp_path}/index")
+    # By the link, not by what it leads to.
+    assert isinstance(caught.value.__cause__, OSError)
