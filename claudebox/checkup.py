@@ -467,8 +467,6 @@ def _install_claude(this: Host) -> tuple[list[str], list[Command]]:
 
 def _credentials(this: Host):
     """Look for a login; what is in it stays unread but for the time when it expires."""
-    from claudebox.sandbox import credentials
-
     shared = policy.state_home(this.home) + "/credentials/.credentials.json"
     found, commands = [], []
     if os.environ.get(policy.API_KEY):
@@ -476,17 +474,21 @@ def _credentials(this: Host):
     verdict = OK
     for path in (policy.host_credentials(this.home), shared):
         try:
-            mode = os.stat(path).st_mode
-            with open(path, "rb") as file:
-                usable = credentials.expiry(file.read(1 << 20)) is not None
+            usable, mode = _login(path)
         except OSError as error:
             if not isinstance(error, FileNotFoundError | NotADirectoryError):
                 verdict = WARNING
                 found.append(f"{path}: {error.strerror}")
             continue
+        if mode is None:
+            verdict = WARNING
+            found.append(f"{path} is not a plain file: remove it")
+            continue
         if usable:
             found.append(path)
-        if stat.S_IMODE(mode) & 0o077:
+        # The shared one lies in a directory that only the user can enter, and what runs inside could
+        # put a link in its place before the command runs.
+        if path != shared and stat.S_IMODE(mode) & 0o077:
             verdict = WARNING
             found.append(f"{path} can be opened by others: mode {stat.S_IMODE(mode):04o}")
             commands.append(Command("chmod", "600", path))
@@ -499,6 +501,23 @@ def _credentials(this: Host):
             "no login yet",
             advice=f"log in in the first session, which keeps it, or set {policy.API_KEY}",
         )
+
+
+def _login(path: str) -> tuple[bool, int | None]:
+    """Return whether a credentials file holds a usable login, and its mode: None if it is no file.
+
+    What runs inside can put anything into the shared directory: a link, or a pipe.
+    """
+    from claudebox.sandbox import credentials
+
+    if stat.S_ISLNK(os.lstat(path).st_mode):
+        return False, None
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            return False, None
+        return credentials.expiry(file.read(1 << 20)) is not None, mode
 
 
 def _state(this: Host):

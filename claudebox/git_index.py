@@ -5,6 +5,8 @@ import os
 from claudebox import git
 
 _SIZE_LIMIT = 1 << 28
+# PATH_MAX. An index is written inside as well: reading it must not take more memory than it has.
+_NAME_LIMIT = 4096
 _HASH_SIZES = (20, 32)
 # ctime, mtime, dev, ino, mode, uid, gid, size: ten numbers of 32 bits.
 _STATUS_SIZE = 40
@@ -33,20 +35,29 @@ def tracked(root: str, paths: list[str], repositories: list[str]) -> list[str]:
         index = _index_of(worktree)
         if index is None:
             continue
-        names = _names(index)
-        directories = {name[:place] for name in names for place in _slashes(name)}
-        for path in inside:
-            name = os.fsencode(path[len(worktree) + 1 :])
-            if name in names or name in directories:
-                found.append(path)
+        wanted = _Wanted(os.fsencode(path[len(worktree) + 1 :]) for path in inside)
+        _read(index, wanted)
+        found += [path for path in inside if os.fsencode(path[len(worktree) + 1 :]) in wanted.found]
     return found
 
 
-def _slashes(name: bytes):
-    place = name.find(b"/")
-    while place >= 0:
-        yield place
-        place = name.find(b"/", place + 1)
+class _Wanted:
+    """The paths that are looked for, and those among them that an index lists, or files in them."""
+
+    def __init__(self, names):
+        self._names = set(names)
+        self._directories = {name + b"/": name for name in self._names}
+        self._beginnings = tuple(self._directories)
+        self.found = set()
+
+    def see(self, name: bytes) -> None:
+        """Take note of a path that an index lists."""
+        if name in self._names:
+            self.found.add(name)
+        if name.startswith(self._beginnings):
+            for beginning, directory in self._directories.items():
+                if name.startswith(beginning):
+                    self.found.add(directory)
 
 
 def _index_of(worktree: str) -> str | None:
@@ -59,18 +70,21 @@ def _index_of(worktree: str) -> str | None:
     return directory + "/index"
 
 
-def _names(path: str) -> set[bytes]:
-    """Return the paths that an index lists, those of the shared index that it is split from included."""
+def _read(path: str, wanted: _Wanted, shared: bool = False) -> None:
+    """Show `wanted` the paths that an index lists, and those of the shared index that it is split from."""
     data = _content(path)
     for size in _HASH_SIZES:
         try:
-            names, end = _entries(data, size)
-            shared = _shared_index(data, end, size)
+            end = _entries(data, size, wanted)
+            other = _shared_index(data, end, size)
         except (IndexError, ValueError):
             continue
-        if shared:
-            names |= _names(f"{os.path.dirname(path)}/sharedindex.{shared}")
-        return names
+        if other and shared:
+            # git makes none that is split from another in turn.
+            break
+        if other:
+            _read(f"{os.path.dirname(path)}/sharedindex.{other}", wanted, shared=True)
+        return
     raise UnreadableIndex(path)
 
 
@@ -92,12 +106,15 @@ def _number(data: bytes, place: int, size: int = 4) -> int:
     return int.from_bytes(data[place : place + size], "big")
 
 
-def _entries(data: bytes, hash_size: int) -> tuple[set[bytes], int]:
-    """Return the paths of an index, and where its entries end. Raises ValueError or IndexError."""
+def _entries(data: bytes, hash_size: int, wanted: _Wanted) -> int:
+    """Show `wanted` the paths of an index; return where its entries end.
+
+    Raises ValueError or IndexError.
+    """
     version, count, place = _number(data, 4), _number(data, 8), 12
     if version not in (2, 3, 4):
         raise ValueError
-    names, previous = set(), b""
+    previous = b""
     for _ in range(count):
         start = place
         place += _STATUS_SIZE + hash_size
@@ -118,10 +135,10 @@ def _entries(data: bytes, hash_size: int) -> tuple[set[bytes], int]:
         if not name and not flags & 0xFFF:
             # Of a split index, an entry that replaces one of the shared index.
             continue
-        if min(len(name), 0xFFF) != flags & 0xFFF:
+        if min(len(name), 0xFFF) != flags & 0xFFF or len(name) > _NAME_LIMIT:
             raise ValueError
-        names.add(name)
-    return names, place
+        wanted.see(name)
+    return place
 
 
 def _offset(data: bytes, place: int) -> tuple[int, int]:
@@ -132,6 +149,8 @@ def _offset(data: bytes, place: int) -> tuple[int, int]:
         place += 1
         byte = _number(data, place, 1)
         value = ((value + 1) << 7) | (byte & 0x7F)
+        if value > _NAME_LIMIT:
+            raise ValueError
     return value, place + 1
 
 

@@ -37,6 +37,10 @@ def _walk(root: str) -> dict:
         # Walked on: three names that an agent made must not hide the repositories below.
         if directory != root and {"HEAD", "objects", "refs"} <= {entry.name for entry in entries}:
             found["repositories"].append(directory)
+        above, _, name = directory.rpartition("/")
+        if above.endswith("/objects") and (len(name) == 2 or name == "pack"):
+            # Of objects there are many. What else is there, an agent made.
+            entries = [entry for entry in entries if not _is_object(entry)]
         for entry in entries:
             seen += 1
             if seen > ENTRY_LIMIT:
@@ -52,11 +56,7 @@ def _walk(root: str) -> dict:
                     continue
                 status = entry.stat(follow_symlinks=False)
                 if entry.is_dir(follow_symlinks=False):
-                    # Where git keeps its objects nobody has a repository.
-                    of_objects = directory.endswith("/objects") and (
-                        len(name) == 2 or name == "pack"
-                    )
-                    if status.st_dev == device and not of_objects:
+                    if status.st_dev == device:
                         directories.append(entry.path)
                     continue
             except OSError:
@@ -70,6 +70,13 @@ def _walk(root: str) -> dict:
             if status.st_nlink > 1 and entry.is_file(follow_symlinks=False):
                 found["hard_links"].append(entry.path)
     return found
+
+
+def _is_object(entry) -> bool:
+    """Say whether an entry is a file that is named as git names loose objects and packs."""
+    name = entry.name
+    named = name.startswith("pack-") or (len(name) in (38, 62) and name.isalnum())
+    return named and entry.is_file(follow_symlinks=False)
 
 
 def _compiled(names: tuple[str, ...]) -> tuple[frozenset, tuple, list]:

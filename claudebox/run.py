@@ -534,7 +534,8 @@ def _report(changed: list[str], root: str) -> None:
 
 def _report_repositories(before: set, root: str) -> None:
     """Name the git repositories that were made in the session: what they configure, git obeys."""
-    made = set(project.walk(root, afresh=True)["repositories"]) - before
+    found = project.walk(root, afresh=True)
+    made = set(found["repositories"]) - before
     # An empty directory .git is a stand-in that is still there.
     made = sorted(path for path in made if not git.is_empty(path + "/.git"))
     if made:
@@ -544,6 +545,13 @@ def _report_repositories(before: set, root: str) -> None:
         command.complain(
             f"git repositories were made in this session: {names}: git obeys their configuration and"
             " hooks, also when it runs in a directory above: look at them, or remove them, first"
+        )
+    if not found["complete"]:
+        from claudebox import command
+
+        command.complain(
+            f"only the first {project.ENTRY_LIMIT} entries of the project were searched for git"
+            " repositories that were made in this session: there may be others"
         )
 
 

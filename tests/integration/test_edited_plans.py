@@ -154,3 +154,16 @@ def test_known_limit_a_repository_made_below_is_obeyed_by_git_above_until_it_is_
     assert "git repositories were made in this session: below" in result.stderr
     repository.git("status")
     assert mark.exists()
+
+
+@pytest.mark.parametrize("place", ["lib/objects/aa", "lib/objects/pack"])
+def test_a_repository_made_where_objects_would_be_is_named(repository, place):
+    result = repository.inside(f"mkdir -p {place} && git init -q {place}")
+    assert f"git repositories were made in this session: {place}" in result.stderr
+
+
+def test_that_not_all_was_searched_for_new_repositories_is_said(world):
+    script = "mkdir many deep && cd many && seq 20000 | xargs touch && cd .. && mkdir deep/er"
+    result = world.inside(f"{script} && git init -q deep/er")
+    assert "there may be others" in result.stderr
+    assert "there may be others" not in world.inside("rm -r many").stderr

@@ -453,6 +453,31 @@ def test_a_login_that_sandboxes_share_is_one(this, home):
     assert look(checkup._credentials, this)["credentials"][1] == str(shared / path.name)
 
 
+@pytest.mark.parametrize("left", ["link", "pipe"])
+def test_what_a_sandbox_left_for_the_shared_login_is_neither_followed_nor_waited_for(
+    this, home, tmp_path, alarm, left
+):
+    alarm(5)
+    shared = home / ".claudebox/credentials/.credentials.json"
+    shared.parent.mkdir(parents=True)
+    if left == "pipe":
+        os.mkfifo(shared, 0o644)
+    else:
+        (tmp_path / "program").write_text("#!/bin/sh\n")
+        (tmp_path / "program").chmod(0o755)
+        shared.symlink_to(tmp_path / "program")
+    verdict, detail, line, _ = look(checkup._credentials, this)["credentials"]
+    assert (verdict, line) == (WARNING, "") and "not a plain file" in detail
+
+
+def test_no_command_is_offered_for_a_file_that_a_sandbox_can_replace(this, home):
+    path = write_login(home, 0o644)
+    shared = home / ".claudebox/credentials"
+    shared.mkdir(parents=True)
+    path.rename(shared / path.name)
+    assert look(checkup._credentials, this)["credentials"][2] == ""
+
+
 def test_a_key_is_a_login(this, monkeypatch):
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-secret")
     found = look(checkup._credentials, this)["credentials"]

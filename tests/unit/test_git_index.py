@@ -1,5 +1,8 @@
 """What git tracks, read from indexes that the real git wrote."""
 
+import resource
+import struct
+
 import pytest
 
 from claudebox import git_index
@@ -94,6 +97,56 @@ def test_nothing_is_tracked_where_there_is_no_repository_or_no_index(project, gi
 def test_a_broken_index_is_told_apart_from_one_that_tracks_nothing(files, change):
     index = files / ".git/index"
     index.write_bytes(change(index.read_bytes()))
+    with pytest.raises(git_index.UnreadableIndex):
+        tracked(files, ".env")
+
+
+def entry(name, version, cut=0):
+    """Return an entry of an index; of version 4, one that keeps all of the name before but `cut`."""
+    head = bytes(60) + struct.pack(">H", min(len(name), 0xFFF))
+    if version == 4:
+        return head + bytes([cut]) + name[-1:] + b"\0"
+    return (head + name).ljust((len(head) + len(name)) // 8 * 8 + 8, b"\0")
+
+
+def index(version, entries, rest=b""):
+    return b"DIRC" + struct.pack(">II", version, len(entries)) + b"".join(entries) + rest + bytes(20)
+
+
+@pytest.fixture
+def little_memory():
+    """Let this process have 256 MiB more than it has, so that a bomb fails here."""
+    with open("/proc/self/statm") as file:
+        size = int(file.read().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (size + (256 << 20), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+BOMBS = {
+    "one name of many directories": index(2, [entry(b"a/" * 100_000, 2)]),
+    "many long names": index(2, [entry(b"%d/" % n + b"a/" * 2000, 2) for n in range(500)]),
+    "names that grow": index(4, [entry(b"a" * n, 4) for n in range(1, 60_000)]),
+    "a number without end": index(4, [bytes(60) + b"\0\1" + b"\xff" * 300_000]),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_small_index_cannot_take_all_memory(files, alarm, little_memory, name):
+    alarm(20)
+    (files / ".git/index").write_bytes(BOMBS[name])
+    try:
+        assert tracked(files, ".env") == []
+    except git_index.UnreadableIndex:
+        pass
+
+
+def test_a_shared_index_that_is_split_from_itself_is_not_read_for_ever(files, alarm):
+    alarm(20)
+    link = b"link" + struct.pack(">I", 20) + b"\1" * 20
+    (files / ".git/index").write_bytes(index(2, [], link))
+    (files / ".git" / ("sharedindex." + "01" * 20)).write_bytes(index(2, [], link))
     with pytest.raises(git_index.UnreadableIndex):
         tracked(files, ".env")
 

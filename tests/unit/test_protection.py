@@ -448,6 +448,25 @@ def test_the_walk_follows_no_links_and_does_not_wait_for_pipes(project, tmp_path
     assert not [path for path in found["secrets"] if "out" in path]
 
 
+@pytest.mark.parametrize("place", ["lib/objects/aa", "objects/pack", "objects/aa/" + "b" * 38])
+def test_a_repository_where_objects_would_be_is_found(project, place):
+    (project / place / ".git").mkdir(parents=True)
+    (project / place / "bare/objects").mkdir(parents=True)
+    (project / place / "bare/refs").mkdir()
+    (project / place / "bare/HEAD").write_text("")
+    found = walker.walk(str(project))["repositories"]
+    assert sorted(found) == [f"{project}/{place}", f"{project}/{place}/bare"]
+
+
+def test_objects_do_not_count(project, monkeypatch):
+    monkeypatch.setattr(walker, "ENTRY_LIMIT", 10)
+    for directory, name in (("ab", "c" * 38), ("pack", "pack-1.idx")):
+        (project / "objects" / directory).mkdir(parents=True)
+        for number in range(10):
+            (project / "objects" / directory / (name[:-1] + str(number))).write_text("")
+    assert walker.walk(str(project))["complete"] is True
+
+
 def test_the_walk_stops_at_its_limit_and_says_so(project, monkeypatch):
     monkeypatch.setattr(walker, "ENTRY_LIMIT", 10)
     for number in range(20):
