@@ -1,5 +1,6 @@
 """The checks of `claudebox doctor`: each looks at one thing of this host and says what mends it."""
 
+import errno
 import os
 import stat
 import sys
@@ -510,9 +511,12 @@ def _login(path: str) -> tuple[bool, int | None]:
     """
     from claudebox.sandbox import credentials
 
-    if stat.S_ISLNK(os.lstat(path).st_mode):
-        return False, None
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False, None
+        raise
     with open(descriptor, "rb") as file:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):

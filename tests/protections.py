@@ -175,6 +175,7 @@ CHECKS = {
 
 # Each O_NOFOLLOW, by file and function.
 NO_FOLLOW = {
+    ("claudebox/checkup.py", "_login"): _unit("checkup"),
     ("claudebox/git.py", "read_small_file"): _unit("git"),
     ("claudebox/git_index.py", "_content"): _unit("git_index"),
     ("claudebox/profiles.py", "_open_directory"): _unit("profile_schema", "profile"),
@@ -531,8 +532,8 @@ WRITTEN = [
     (
         "repositories below what looks like a bare one",
         "claudebox/project.py",
-        '            found["repositories"].append(directory)\n        for entry',
-        '            found["repositories"].append(directory)\n            continue\n        for entry',
+        '            found["repositories"].append(directory)\n        above',
+        '            found["repositories"].append(directory)\n            continue\n        above',
         _unit("protection"),
     ),
     (
