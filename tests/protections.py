@@ -138,7 +138,7 @@ REFUSALS = {
     "claudebox/profiles.py": _unit("profile_schema", "profile"),
     "claudebox/schema.py": _unit("plan", "profile_schema"),
     "claudebox/policy.py": _unit("policy"),
-    "claudebox/profile.py": _unit("profile"),
+    "claudebox/profile.py": _unit("profile", "command"),
     "claudebox/protection.py": _unit("protection"),
     "claudebox/sandbox/credentials.py": (_CREDENTIALS,),
     "claudebox/sandbox/inet.py": (_EXCEPTIONS, _TIER),

@@ -274,3 +274,19 @@ def test_a_join_that_the_kernel_refuses_is_a_failure_and_is_released():
     with pytest.raises(Failure, match="network could not be made: .*no more"):
         session.wait_until_joined()
     assert Joining.closed
+
+
+@pytest.mark.parametrize(
+    ("call", "what", "words"),
+    [
+        ("unshare", lambda: inet._make_namespaces(0, 0), "does not let you make namespaces"),
+        ("mount_proc", lambda: inet._mount_proc(), "does not let you mount a new /proc"),
+    ],
+)
+def test_a_host_that_forbids_a_step_is_named(monkeypatch, call, what, words):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(inet.libc, call, refuse)
+    with pytest.raises(Failure, match=words):
+        what()

@@ -525,3 +525,18 @@ def test_a_resolved_profile_in_a_file_is_the_same_profile(directory):
     once = profiles.resolve(directory, "web").values
     directory.write("flat", once)
     assert profiles.resolve(directory, "flat").values == once
+
+
+def test_a_socket_with_the_name_of_a_profile_is_no_profile(directory, monkeypatch):
+    import socket
+
+    # The address of a socket is short.
+    monkeypatch.chdir(directory.place)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("web.json")
+        assert "profiles/web.json: No such device or address" in refusal(directory)
+
+
+def test_a_number_that_python_does_not_read_is_an_error_of_the_document(directory):
+    (directory.place / "web.json").write_text('{"limits": {"tmp": ' + "9" * 5000 + "}}")
+    assert "digits" in refusal(directory)

@@ -690,11 +690,13 @@ def test_what_an_include_includes_is_read_only(protect, project, repository, git
 
 # Written down a second time, from claudebox(1).
 WATCHED = (
-    ".bazelrc .claude/CLAUDE.md .claude/agents .claude/commands .claude/hooks .claude/output-styles"
-    " .claude/rules .claude/skills .devcontainer .devcontainer.json .dir-locals.el .envrc .exrc"
-    " .gitattributes .githooks .gitmodules .husky .idea .lefthook.yml .mise.toml .npmrc .nvim.lua"
-    " .nvimrc .pre-commit-config.yaml .vimrc .vscode .yarnrc.yml .zed CLAUDE.local.md CLAUDE.md"
-    " lefthook.yml mise.toml"
+    ".aider.conf.yml .bazelrc .claude/CLAUDE.md .claude/agents .claude/commands .claude/hooks"
+    " .claude/output-styles .claude/rules .claude/skills .codex .cursor .devcontainer"
+    " .devcontainer.json .dir-locals.el .envrc .exrc .gemini .gitattributes .githooks"
+    " .github/workflows .gitlab-ci.yml .gitmodules .hg/hgrc .husky .idea .lefthook.yml"
+    " .mise.toml .npmrc .nvim.lua .nvimrc .opencode .pre-commit-config.yaml .roo .vimrc"
+    " .vscode .windsurf .yarnrc.yml .zed CLAUDE.local.md CLAUDE.md lefthook.yml mise.toml"
+    " opencode.json"
 ).split()
 
 
