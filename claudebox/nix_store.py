@@ -365,7 +365,9 @@ def _flake_files(project_root: str, hidden) -> dict[str, bytes]:
     from claudebox.sandbox import sources
 
     secrets = set(project.walk(project_root)["secrets"])
-    covered = [path for path, _ in hiding.find(project_root, list(hidden)).paths()] if hidden else []
+    covered = (
+        [path for path, _ in hiding.find(project_root, list(hidden)).paths()] if hidden else []
+    )
     found, total = {}, 0
     opener = sources.Opener()
     for path in _described(project_root):
