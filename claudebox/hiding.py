@@ -100,12 +100,14 @@ class Found:
     """What patterns match: resolved absolute paths, none of them inside another.
 
     `elsewhere` are directories that lie on another filesystem: nothing was looked for in them.
+    `by_link` are what matches only as the place that a matching symbolic link leads to.
     """
 
-    def __init__(self, files: set, directories: set, elsewhere: list):
+    def __init__(self, files: set, directories: set, elsewhere: list, by_link: set):
         self.directories = sorted(d for d in directories if not _lies_in(d, directories))
         self.files = sorted(f for f in files if not _lies_in(f, directories))
         self.elsewhere = sorted(elsewhere)
+        self.by_link = sorted(by_link)
 
     def paths(self) -> list[tuple[str, bool]]:
         """Return (path, whether it is a directory) of everything that is to be covered."""
@@ -132,7 +134,7 @@ def find(root: str, patterns: list[str]) -> Found:
     walk.look_for_matches()
     walk.follow_links()
     walk.look_for_other_names()
-    return Found(walk.files, walk.directories, walk.elsewhere)
+    return Found(walk.files, walk.directories, walk.elsewhere, walk.by_link)
 
 
 class _Walk:
@@ -144,6 +146,7 @@ class _Walk:
         self._inodes = set()
         self._seen = 0
         self.files, self.directories, self.elsewhere = set(), set(), []
+        self.by_link = set()
 
     def look_for_matches(self, start: str | None = None, covered: bool = False) -> None:
         """Collect what matches; with `covered`, only inodes of what lies below `start`."""
@@ -187,6 +190,8 @@ class _Walk:
                 continue
             if "/.git/" in target[len(self._root) :] + "/":
                 continue
+            if target not in self.files and not _lies_in(target + "/", self.directories):
+                self.by_link.add(target)
             if stat.S_ISDIR(status.st_mode):
                 self.directories.add(target)
                 self.look_for_matches(target, covered=True)
@@ -287,6 +292,11 @@ def cover(plan: dict, patterns: list[dict]) -> dict:
     notes = [
         f"nothing is hidden in {directory}, which is another filesystem"
         for directory in found.elsewhere
+    ]
+    notes += [
+        f"{path[len(place['root']) + 1 :]} is hidden because a link leads there, which can be removed"
+        " inside: the next session would show it; hide it by its own name"
+        for path in found.by_link
     ]
     known = plan["hide"] + [pattern for pattern in patterns if pattern not in plan["hide"]]
     notes = plan["notes"] + [note for note in notes if note not in plan["notes"]]

@@ -258,14 +258,15 @@ def packages(references: list[str], home: str, project_root: str) -> dict[str, l
 
 
 def devshell(
-    reference: str | None, project_root: str, home: str, trust: bool = False
+    reference: str | None, project_root: str, home: str, trust: bool = False, hidden=()
 ) -> tuple[list[str], dict[str, str]]:
     """Return the PATH directories and the variables of a flake's development shell.
 
     `reference` is None for the default one of the project's flake, `#NAME` for another one of it,
     or a flake reference. Nothing of the shell is executed. Builds that it needs are the daemon's;
-    `trust` is for a daemon that does not sandbox them. Raises Failure.
+    `trust` is for a daemon that does not sandbox them. The evaluation does not see what the patterns
+    `hidden` match. Raises Failure.
     """
     from claudebox import nix_store
 
-    return nix_store.devshell(reference, project_root, home, trust)
+    return nix_store.devshell(reference, project_root, home, trust, hidden)

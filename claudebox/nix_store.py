@@ -19,6 +19,8 @@ _FLAGS = ("--extra-experimental-features", "nix-command flakes", "--no-accept-fl
 # Of a project's flake: more, or larger files, are no description of a shell.
 _FILE_LIMIT = 2000
 _BYTE_LIMIT = 16 << 20
+# Of one line that nix writes.
+_LINE_LIMIT = 4096
 # Where its files are in the sandbox that evaluates them.
 _FLAKE_INSIDE = "/flake"
 # Of an input in flake.lock, by its type: what can be fetched before anything is evaluated.
@@ -250,6 +252,7 @@ def _ask_nix(words: list[str], aim: str, project_root: str):
 
 
 def _run(words: list[str], aim: str, project_root: str, **options) -> bytes:
+    """Run a program in `/` and return what it prints; raises Failure unless it succeeds."""
     import subprocess
 
     if "env" not in options:
@@ -265,6 +268,28 @@ def _run(words: list[str], aim: str, project_root: str, **options) -> bytes:
     return done.stdout
 
 
+def _run_hostile(words: list[str], aim: str, **options) -> bytes:
+    """The same for one that says what a project wrote: nothing of that can draw on the terminal.
+
+    `builtins.trace` writes what it likes just before the audit is shown.
+    """
+    import subprocess
+
+    from claudebox.printable import printable
+
+    sys.stderr.flush()
+    with open(os.memfd_create("answer", os.MFD_CLOEXEC), "w+b", buffering=0) as answer:
+        options |= {"stdin": subprocess.DEVNULL, "stdout": answer, "stderr": subprocess.PIPE}
+        with subprocess.Popen(words, cwd="/", **options) as running:
+            while line := running.stderr.readline(_LINE_LIMIT):
+                said = printable(line.decode(errors="surrogateescape").removesuffix("\n"))
+                sys.stderr.write(f"nix: {said}\n")
+        if running.returncode:
+            raise Failure(f"nix could not {aim}", "see what it said above")
+        answer.seek(0)
+        return answer.read()
+
+
 def _json(answer: bytes, aim: str):
     import json
 
@@ -278,7 +303,7 @@ def _json(answer: bytes, aim: str):
 
 
 def devshell(
-    reference: str | None, project_root: str, home: str, trust: bool
+    reference: str | None, project_root: str, home: str, trust: bool, hidden=()
 ) -> tuple[list[str], dict[str, str]]:
     """See claudebox.nix.devshell."""
     memory = _Memory(home, project_root)
@@ -288,7 +313,7 @@ def devshell(
         fragment = fragment.removeprefix(".")
         if fragment and not _ATTRIBUTE_LETTERS.issuperset(fragment[1:]):
             raise Failure(f'the development shell "{reference}" is no name', "name an attribute")
-        files = _flake_files(project_root)
+        files = _flake_files(project_root, hidden)
         key = _digest(fragment, *(part for item in sorted(files.items()) for part in item))
     else:
         if "#" not in fragment:
@@ -330,19 +355,23 @@ def _refuse_unsandboxed_builds(trust: bool) -> None:
         )
 
 
-def _flake_files(project_root: str) -> dict[str, bytes]:
+def _flake_files(project_root: str, hidden) -> dict[str, bytes]:
     """Return the files of the project that describe its shell: path below the root → content.
 
-    They are found as the audit finds what looks like a secret; links are not followed.
+    They are found as the audit finds what looks like a secret; links are not followed. Left out is
+    what the patterns `hidden` match: the store, which gets them all, is readable inside.
     """
-    from claudebox import project
+    from claudebox import hiding, project
     from claudebox.sandbox import sources
 
     secrets = set(project.walk(project_root)["secrets"])
+    covered = (
+        [path for path, _ in hiding.find(project_root, list(hidden)).paths()] if hidden else []
+    )
     found, total = {}, 0
     opener = sources.Opener()
     for path in _described(project_root):
-        if path in secrets:
+        if path in secrets or any(policy.is_within(path, each) for each in covered):
             continue
         try:
             with open(f"/proc/self/fd/{opener.open(path)}", "rb") as file:
@@ -505,7 +534,7 @@ def _ask_sandboxed(words: list[str], aim: str, project_root: str, flake: str | N
         rules.seek(0)
         outer += ["--seccomp", str(rules.fileno()), "--remount-ro", "/", "--chdir", "/", "--"]
         words = [*outer, program, *words, *_FLAGS]
-        answer = _run(words, aim, project_root, env=variables, pass_fds=[rules.fileno()])
+        answer = _run_hostile(words, aim, env=variables, pass_fds=[rules.fileno()])
     return _json(answer, aim)
 
 

@@ -32,10 +32,12 @@ def apply(
             "apply one profile, that extends the other",
             status=2,
         )
+    for text in hidden:
+        _option("--hide", text, _pattern_of)
     if name is not None:
-        plan = _with_profile(plan, name, environ, devshell)
+        plan = _with_profile(plan, name, environ, devshell, hidden)
     elif devshell:
-        plan = _with_packages(plan, [], devshell, "--devshell")
+        plan = _with_packages(plan, [], devshell, "--devshell", hidden)
     if variables:
         for variable in variables:
             _refuse_variable(variable)
@@ -48,13 +50,11 @@ def apply(
     if hidden:
         from claudebox import hiding
 
-        for text in hidden:
-            _option("--hide", text, _pattern_of)
         plan = hiding.cover(plan, [{"pattern": text, "reason": "--hide"} for text in hidden])
     return plan
 
 
-def _with_profile(plan: dict, name: str, environ, devshell) -> dict:
+def _with_profile(plan: dict, name: str, environ, devshell, hidden) -> dict:
     from claudebox import profiles
 
     profiles.refuse_name(name)
@@ -80,7 +80,8 @@ def _with_profile(plan: dict, name: str, environ, devshell) -> dict:
         devshell = profile.get("devshell", False)
     references = [profiles.reference(package) for package in profile.get("packages", ())]
     if references or devshell:
-        plan = _with_packages(plan, list(dict.fromkeys(references)), devshell, reason)
+        hidden = [*profile.get("hide", ()), *hidden]
+        plan = _with_packages(plan, list(dict.fromkeys(references)), devshell, reason, hidden)
     if profile.get("mounts"):
         secrets = policy.secret_paths(plan["user"]["home"])
         for index, mount in enumerate(profile["mounts"]):
@@ -174,8 +175,12 @@ def _with_arguments(plan: dict, arguments: list[str]) -> dict:
     return {**plan, "command": [*own, *arguments, *plan["command"][2:]]}
 
 
-def _with_packages(plan: dict, references: list[str], devshell, reason: str) -> dict:
-    """Put the programs of packages in front of PATH, those of a development shell before them."""
+def _with_packages(plan: dict, references: list[str], devshell, reason: str, hidden) -> dict:
+    """Put the programs of packages in front of PATH, those of a development shell before them.
+
+    `hidden` are patterns that are yet to be covered: the store, which is inside, must not get what
+    they match.
+    """
     from claudebox import nix
 
     home, root = plan["user"]["home"], plan["project"]["root"]
@@ -184,7 +189,8 @@ def _with_packages(plan: dict, references: list[str], devshell, reason: str) -> 
         wanted = devshell if isinstance(devshell, str) else None
         # What the plan says of a daemon that does not sandbox its builds holds here as well.
         trust = plan["nix"] is not None and plan["nix"]["trust"]
-        directories, variables = nix.devshell(wanted, root, home, trust)
+        hidden = [*(entry["pattern"] for entry in plan["hide"]), *hidden]
+        directories, variables = nix.devshell(wanted, root, home, trust, hidden)
         packages.append({"reference": wanted or root, "paths": directories, "reason": "devshell"})
     if references:
         paths = nix.packages(references, home, root)

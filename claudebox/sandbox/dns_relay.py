@@ -124,7 +124,12 @@ class DnsRelay:
             each.close()
 
     def _receive(self, _) -> None:
-        while len(self._lookups) < MAX_LOOKUPS:
+        # One that floods this socket must not keep the loop from its other work: the filter follows
+        # the host's networks there.
+        for _ in range(MAX_LOOKUPS):
+            if len(self._lookups) == MAX_LOOKUPS:
+                self.loop.remove(self._datagrams.fileno())
+                return
             try:
                 query, client = self._datagrams.recvfrom(MAX_QUERY + 1)
             except BlockingIOError:
@@ -135,7 +140,6 @@ class DnsRelay:
                 self.look_up(query, _Datagram, lambda answer, to=client: self._reply(answer, to))
             elif len(query) >= 12 and not query[2] & 0x80 and question_of(query):
                 self._reply(_failure(query, _REFUSED), client)
-        self.loop.remove(self._datagrams.fileno())
 
     def _reply(self, answer: bytes, client) -> None:
         try:
@@ -348,7 +352,7 @@ class _Client:
         self._socket = socket
         self._received = b""
         self._unsent = b""
-        self._lookup = None
+        self._is_waiting = self._is_taking = False
         self._deadline = None
         socket.setblocking(False)
         self._wait_for_query()
@@ -357,6 +361,7 @@ class _Client:
         # The time is for the whole query: a byte now and then does not prolong it.
         self._loop.cancel(self._deadline)
         self._deadline = self._loop.call_in(CLIENT_PATIENCE, self.close)
+        self._is_waiting = True
         self._loop.add(self._socket.fileno(), self._receive)
 
     def _receive(self, _) -> None:
@@ -370,21 +375,36 @@ class _Client:
         if not more:
             self.close()
         else:
-            self._take_query()
+            self._take_queries()
 
-    def _take_query(self) -> None:
+    def _take_queries(self) -> None:
+        """Take what was received, one query after the answer to the one before.
+
+        Without a route to any resolver that answer is there before this returns: not by recursion,
+        the depth of which the sandbox would choose.
+        """
+        if self._is_taking:
+            return
+        self._is_taking = True
+        while self._is_waiting and self._socket.fileno() >= 0 and self._take_query():
+            pass
+        self._is_taking = False
+
+    def _take_query(self) -> bool:
         query = _first_message(self._received)
         if query is None:
             if len(self._received) >= 2 and self._received[:2] > MAX_QUERY.to_bytes(2, "big"):
                 self.close()
-            return
+            return False
         if not is_query(query):
             self.close()
-            return
+            return False
         self._received = self._received[2 + len(query) :]
+        self._is_waiting = False
         self._loop.cancel(self._deadline)
         self._loop.remove(self._socket.fileno())
         self._relay.look_up(query, _Stream, self._answer)
+        return True
 
     def _answer(self, answer: bytes) -> None:
         if self._socket.fileno() < 0:
@@ -406,7 +426,7 @@ class _Client:
             self._loop.add(self._socket.fileno(), self._send, events.WRITE)
             return
         self._wait_for_query()
-        self._take_query()
+        self._take_queries()
 
     def close(self) -> None:
         self._loop.cancel(self._deadline)

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from test_lifecycle import wait_until
@@ -111,6 +112,14 @@ def test_the_default_limits_stand_and_cannot_be_raised(world, tier):
     # core(5): 1 keeps the kernel from starting a program outside for what crashes inside.
     assert re.search(r"Max core file size +1 +1", shown)
     assert shown.endswith("\n500\nkept\nkept\n")
+
+
+def test_known_limit_a_session_of_a_user_can_lower_its_oom_score_adj_again(world):
+    own = Path("/proc/self/oom_score_adj").read_text().strip()
+    shown = world.inside(f"cd /proc/self; echo {own} >oom_score_adj; cat oom_score_adj").stdout
+    # CAP_SYS_RESOURCE makes it the least that can be set (proc(5)); not all that root is has it.
+    capabilities = re.search(r"CapEff:\s*(\w+)", Path("/proc/self/status").read_text())[1]
+    assert shown.split() == ["500" if int(capabilities, 16) >> 24 & 1 else own]
 
 
 def test_no_process_of_a_sandbox_can_dump_core(world):

@@ -248,6 +248,25 @@ def test_what_looks_like_a_secret_and_what_describes_no_shell_is_not_copied_into
         assert sorted(os.listdir(source.parents[1])) == ["flake.lock", "flake.nix", "nix"]
 
 
+def test_what_is_hidden_is_not_to_be_found_in_the_store(host):
+    host.write("nix/secret.nix", '"the-secret-token"')
+    host.write("private/package.json", '"the-secret-token"')
+    host.write("other.nix", '"the-visible-words"')
+    options = ("--nix=trust", "--devshell", "--hide", "secret.nix", "--hide", "private/")
+    done = host.inside("cat */*; grep -rhs the- /nix/store", *options)
+    assert "the-visible-words" in done.stdout and "the-secret-token" not in done.stdout
+
+
+def test_what_a_flake_has_nix_say_cannot_draw_on_the_terminal(host):
+    words = r"shown\\u001b[8m\\nclaudebox: what will be\\u009b2J\\u202e"
+    trace = f'builtins.trace (builtins.fromJSON "\\"{words}\\"") {{'
+    host.write("flake.nix", SHELL.replace("  }; in {", f"  }}; in {trace}"))
+    (directories, _), said = devshell(host)
+    assert directories == [host.tools]
+    assert "nix: trace: shown\n" in said
+    assert r"nix: claudebox: what will be\x9b2J\u202e" in said
+
+
 def test_the_evaluation_has_no_network(host):
     with socket.create_server(("127.0.0.1", 0)) as server:
         host.write(

@@ -446,6 +446,22 @@ def test_known_limit_a_hidden_file_that_is_replaced_outside_is_visible(world):
     assert output == f"{CANARY} saved\n"
 
 
+def test_known_limit_what_a_link_led_to_is_not_hidden_when_the_link_was_removed(world):
+    make(world.project, "config/real")
+    (world.project / ".env").symlink_to("config/real")
+    first = world.inside("cat config/real; rm .env", "--hide", ".env")
+    assert CANARY not in first.stdout
+    assert "config/real is hidden because a link leads there" in first.stderr
+    second = world.inside("cat config/real", "--hide", ".env")
+    assert CANARY in second.stdout and "matches nothing" in second.stderr
+    # The cure.
+    (world.project / ".env").symlink_to("config/real")
+    options = ("--hide", ".env", "--hide", "config/real")
+    both = world.inside("cat config/real; rm .env", *options)
+    assert CANARY not in both.stdout and "a link leads there" not in both.stderr
+    assert CANARY not in world.inside("cat config/real", *options).stdout
+
+
 def test_known_limit_git_still_holds_a_hidden_file_that_was_committed(repository):
     make(repository.project, ".env")
     repository.git("add", ".env")

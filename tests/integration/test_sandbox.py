@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -412,3 +413,10 @@ def test_a_sandbox_with_a_mount_too_many_does_not_start(world):
     assert "launched" not in result.stdout
     assert result.returncode == 1
     assert "/tmp/extra is mounted, which the plan does not say" in result.stderr
+
+
+def test_known_limit_a_program_of_the_project_can_be_made_set_user_id(world):
+    world.inside("cp /bin/true program && chmod 4755 program")
+    assert (world.project / "program").stat().st_mode & 0o4000
+    manual = (Path(__file__).resolve().parents[2] / "man/claudebox.1").read_text()
+    assert "Set-user-ID programs" in manual

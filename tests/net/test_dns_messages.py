@@ -1,12 +1,14 @@
 """Which messages the DNS relay takes for queries and answers, and where it would send them."""
 
+import _socket
 import random
+import socket
 import struct
 
 import pytest
 from inside import dns_query
 
-from claudebox.sandbox import dns_relay
+from claudebox.sandbox import dns_relay, events
 
 
 def test_an_ordinary_query_is_forwarded():
@@ -118,3 +120,60 @@ def test_what_does_not_answer_the_query_is_not_passed_on_and_the_next_is_waited_
     while arriving:
         attempt._receive(None)
     assert passed_on == [right]
+
+
+@pytest.fixture
+def relay(tmp_path):
+    """A relay on loopback whose only resolver cannot be sent anything; and its loop."""
+    configuration = tmp_path / "resolv.conf"
+    configuration.write_text("nameserver fe80::1\n")
+    loop = events.Loop()
+    sockets = []
+    for kind in (_socket.SOCK_DGRAM, _socket.SOCK_STREAM):
+        sockets.append(_socket.socket(_socket.AF_INET, kind))
+        sockets[-1].bind(("127.0.0.1", 0))
+    sockets[1].listen(1)
+    made = dns_relay.DnsRelay(loop, *sockets, str(configuration))
+    made.addresses = [each.getsockname() for each in sockets]
+    yield made
+    made.close()
+    loop.close()
+
+
+def test_many_queries_in_one_stream_are_answered_one_after_the_other(relay):
+    query = dns_query("", 1)
+    message = len(query).to_bytes(2, "big") + query
+    count = (dns_relay.MAX_QUERY + 2) // len(message)
+    with socket.create_connection(relay.addresses[1]) as client:
+        client.sendall(message * count)
+        relay.loop.call_in(0.5, relay.loop.stop)
+        relay.loop.run()
+        client.setblocking(False)
+        answers = client.recv(1 << 16)
+    # Each a SERVFAIL of a header and the question.
+    one = 2 + 12 + len(dns_relay.question_of(query))
+    codes = [answers[start + 5] & 15 for start in range(0, len(answers), one)]
+    assert codes == [2] * count
+
+
+@pytest.mark.parametrize("query", [b"garbage", dns_query("a.test")], ids=["garbage", "query"])
+def test_a_flood_does_not_keep_the_loop_from_other_work(relay, query):
+    class Flood:
+        count = 0
+
+        def recvfrom(self, _size):
+            self.count += 1
+            assert self.count < 10_000
+            return query, ("127.0.0.1", 9)
+
+        def sendto(self, *_):
+            pass
+
+        def fileno(self):
+            return -1
+
+    kept, relay._datagrams = relay._datagrams, Flood()
+    try:
+        relay._receive(events.READ)
+    finally:
+        relay._datagrams = kept

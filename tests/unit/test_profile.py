@@ -563,7 +563,8 @@ def nix(monkeypatch):
         module.asked.append(("packages", references, home, root))
         return {name: [f"/nix/store/0-{name.partition('#')[2]}/bin"] for name in references}
 
-    def devshell(reference, root, home, _trust):
+    def devshell(reference, root, home, _trust, hidden=()):
+        module.hidden = list(hidden)
         module.asked.append(("devshell", reference, root, home))
         variables = {
             "CC": "/nix/store/0-gcc/bin/gcc",
@@ -632,6 +633,14 @@ def test_a_development_shell_is_asked_for_by_option_or_profile_and_never_otherwi
     assert applied["packages"] == [
         {"reference": str(project), "paths": ["/nix/store/0-shell/bin"], "reason": "devshell"}
     ]
+
+
+def test_a_development_shell_sees_nothing_that_is_hidden_in_any_way(base, write, nix):
+    write("web", {"devshell": True, "hide": ["a.nix"]})
+    apply(base(), "web", hidden=["b.nix"])
+    assert nix.hidden == ["a.nix", "b.nix"]
+    apply(apply(base(), hidden=["c.nix"]), devshell=True, hidden=["d.nix"])
+    assert nix.hidden == ["c.nix", "d.nix"]
 
 
 def test_the_store_is_mounted_once(base, write, nix):
