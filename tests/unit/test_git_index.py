@@ -110,7 +110,9 @@ def entry(name, version, cut=0):
 
 
 def index(version, entries, rest=b""):
-    return b"DIRC" + struct.pack(">II", version, len(entries)) + b"".join(entries) + rest + bytes(20)
+    return (
+        b"DIRC" + struct.pack(">II", version, len(entries)) + b"".join(entries) + rest + bytes(20)
+    )
 
 
 @pytest.fixture
