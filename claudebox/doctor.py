@@ -134,4 +134,5 @@ def main(arguments: list[str]) -> int:
     if not launch_works(found):
         sys.stdout.write("\nA launch would fail here.\n")
         return 1
+    sys.stdout.write("\nA launch would work here.\n")
     return 0

@@ -74,7 +74,7 @@ def bwrap(project_root: str) -> dict:
     if path is None:
         raise Failure(
             "bwrap was not found on PATH",
-            "install bubblewrap (apt, dnf, pacman or zypper install bubblewrap)",
+            "install bubblewrap (`claudebox doctor` says how)",
         )
     with open(path, "rb") as program:
         text = program.read()

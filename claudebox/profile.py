@@ -263,6 +263,8 @@ def _with_mount(plan: dict, mount: dict, reason: str, secrets: dict, wrong) -> d
     if problem:
         if mount.get("optional") and not os.path.lexists(source):
             return plan
+        if reason != "--mount":
+            problem += optional_hint(source)
         raise wrong(f'"{mount["path"]}": {problem}')
     kind = "bind" if mount.get("mode") == "rw" else "ro-bind"
     entry = {"kind": kind, "source": source, "target": target, "reason": reason}
@@ -284,10 +286,15 @@ def source_problem(source: str, path: str) -> str | None:
         mode = os.stat(source).st_mode
     except OSError as error:
         leads = "" if source == path else f", where it leads to, {source}"
-        return f'{error.strerror}{leads} (with "optional": true it may be missing)'
+        return f"{error.strerror}{leads}"
     if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
         return "a directory or a plain file is needed: this is a socket, a device or a pipe"
     return None
+
+
+def optional_hint(source: str) -> str:
+    """Return what a profile can say of a `source` that is missing, to follow its problem."""
+    return "" if os.path.lexists(source) else ' (with "optional": true it may be missing)'
 
 
 def _target_problem(entry: dict, plan: dict) -> str | None:

@@ -144,6 +144,8 @@ def _refuse_unusable(found: profiles.Resolved) -> None:
         if mount.get("optional") and not os.path.lexists(source):
             continue
         problem = profile.source_problem(source, path)
+        if problem:
+            problem += profile.optional_hint(source)
         exposed = policy.exposed_secret(source, secrets, home)
         if exposed:
             problem = f"it would expose a secret: {exposed}"

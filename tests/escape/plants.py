@@ -24,7 +24,8 @@ bare() {
 }
 """
 
-# What every victim does: the daily work with git.
+# What every victim does: the daily work with git. A pager that is configured goes before $PAGER;
+# without either, where there is no less, git starts more(1), which waits for a key.
 VICTIM = r"""
 git status
 echo changed >>main.c
@@ -39,7 +40,7 @@ git fetch near
 git fetch far
 git push near HEAD:victim
 git stash
-script -qec 'git log -1' /dev/null
+PAGER=cat script -qec 'git log -1' /dev/null
 git show --ext-diff HEAD
 """
 

@@ -687,7 +687,8 @@ def test_warnings_alone_do_not_fail(sick, monkeypatch):
     monkeypatch.setattr(
         checkup, "CHECKS", (lambda _: [checkup.Finding("git", WARNING, "none", ["git"])],)
     )
-    assert sick.call()[0] == 0
+    status, output, _ = sick.call()
+    assert (status, output.splitlines()[-1]) == (0, "A launch would work here.")
     assert json.loads(sick.call("--json")[1])["launch"] is True
 
 

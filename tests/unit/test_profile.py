@@ -325,7 +325,10 @@ def refusal(plan, write, **mount):
 
 
 def test_a_missing_source_is_an_error_unless_it_is_optional(base, write, home):
-    assert "No such file or directory" in refusal(base(), write, path="~/gone")
+    assert '"optional": true' in refusal(base(), write, path="~/gone")
+    with pytest.raises(Failure) as caught:
+        profile.apply(base(), mounts=["~/gone"])
+    assert str(caught.value).startswith('--mount "~/gone": No such file or directory: leave it out')
     (home / "dangling").symlink_to("nowhere")
     assert "where it leads to" in refusal(base(), write, path="~/dangling")
     write("web", {"mounts": [{"path": "~/gone", "optional": True}]})
