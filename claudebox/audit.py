@@ -48,6 +48,8 @@ _CURES = {
     " session is killed first",
 }
 _HIDDEN_LIMIT = 30
+# Characters of the name of a file in the project.
+_PATH_LIMIT = 120
 _REASONS = (
     ("project", "project"),
     ("git", "the repository's git directory"),
@@ -297,8 +299,13 @@ def _is_users(reason: str) -> bool:
 
 
 def _list_of(paths: list[str], root: str) -> str:
-    names = ", ".join(path[len(root) + 1 :] for path in paths[:_LIST_LIMIT])
+    names = ", ".join(_short(path[len(root) + 1 :]) for path in paths[:_LIST_LIMIT])
     return f"{names} and {len(paths) - _LIST_LIMIT} more" if len(paths) > _LIST_LIMIT else names
+
+
+def _short(path: str) -> str:
+    """Return a path of the project, cut: a long one could fill lines that look like others."""
+    return path if len(path) <= _PATH_LIMIT else path[: _PATH_LIMIT - 1] + "…"
 
 
 def _project_warnings(plan: dict) -> list[str]:
@@ -431,7 +438,9 @@ def _hidden_lines(hidden: list[dict], ink) -> list[str]:
         lines.append(f"  {name}{ink('weak', printable(entry['reason']))}")
         if not entry["files"]:
             lines.append(f"    {ink('warning', 'matches nothing')}")
-        lines.extend(f"    --  {printable(path)}" for path in entry["files"][:_HIDDEN_LIMIT])
+        lines.extend(
+            f"    --  {printable(_short(path))}" for path in entry["files"][:_HIDDEN_LIMIT]
+        )
         if len(entry["files"]) > _HIDDEN_LIMIT:
             lines.append(f"    and {len(entry['files']) - _HIDDEN_LIMIT} more")
     return lines

@@ -17,7 +17,8 @@ def printable(text: str) -> str:
         if not character.isprintable() or (
             ord(character) > 0x7F
             and (
-                unicodedata.category(character)[0] == "M" or character in "\u115f\u1160\u3164\uffa0"
+                unicodedata.category(character)[0] == "M"
+                or character in "\u115f\u1160\u2800\u3164\uffa0"
             )
         ):
             if "\udc80" <= character <= "\udcff":

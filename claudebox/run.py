@@ -228,13 +228,18 @@ def launch(plan: dict, protections_are_fresh: bool = False) -> int:
         if terminal is not None:
             _signal.signal(_signal.SIGCHLD, sandbox.stop_along)
         started = True
-        sandbox.open_gate()
-        status = _attend(sandbox, loop, mirror)
-        sandbox.ended = True
-        _restore_terminal(terminal)
-        _report(watch.changes(before, watch.fingerprint(place)), place["root"])
-        _report_repositories(repositories, place["root"])
-        return status
+        try:
+            sandbox.open_gate()
+            return _attend(sandbox, loop, mirror)
+        except BaseException:
+            sandbox.abandon()
+            raise
+        finally:
+            # Whatever went wrong here, what the session left behind has to be told.
+            sandbox.ended = True
+            _restore_terminal(terminal)
+            _report(watch.changes(before, watch.fingerprint(place)), place["root"])
+            _report_repositories(repositories, place["root"])
     except _Terminated as terminated:
         return 128 + terminated.number
     finally:

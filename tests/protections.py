@@ -356,21 +356,21 @@ WRITTEN = [
     (
         "changed files are reported",
         "claudebox/run.py",
-        '        _report(watch.changes(before, watch.fingerprint(place)), place["root"])\n',
+        '            _report(watch.changes(before, watch.fingerprint(place)), place["root"])\n',
         "",
         (f"{_INSIDE}::test_a_changed_file_that_can_run_code_outside_is_reported",),
     ),
     (
         "new repositories are reported",
         "claudebox/run.py",
-        '        _report_repositories(repositories, place["root"])\n',
+        '            _report_repositories(repositories, place["root"])\n',
         "",
         (f"{_INSIDE}::test_a_repository_made_inside_is_reported",),
     ),
     (
         "terminal modes are put back",
         "claudebox/run.py",
-        "        _restore_terminal(terminal)\n",
+        "            _restore_terminal(terminal)\n",
         "",
         (f"{_LIFECYCLE}::test_the_terminal_modes_are_put_back_when_the_payload_leaves_its_own",),
     ),
@@ -825,7 +825,7 @@ WRITTEN = [
     (
         "only queries are relayed over TCP",
         "claudebox/sandbox/dns_relay.py",
-        "        if not is_query(query):\n            self.close()\n            return\n",
+        "        if not is_query(query):\n            self.close()\n            return False\n",
         "",
         ("tests/net/test_dns.py",),
     ),

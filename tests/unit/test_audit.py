@@ -792,3 +792,13 @@ def test_a_file_whose_name_looks_like_a_secret_is_found(project, name):
 def test_a_file_whose_name_does_not_is_passed_over(project, name):
     (project / name).write_text("x")
     assert walker.walk(str(project))["secrets"] == []
+
+
+def test_a_long_name_of_a_file_cannot_fill_lines_of_its_own(home, project, sample):
+    (project / ("x" * 200 + ".pem")).write_text("")
+    text = audit.table(audit.report(sample), lambda _style, text: text)
+    assert "x" * 119 + "…" in text and "x" * 120 not in text
+
+
+def test_a_blank_of_braille_is_shown_as_an_escape():
+    assert printable("a\u2800b") == "a\\u2800b"

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from claudebox import enforcement, run
-from claudebox.sandbox import standins, state
+from claudebox.sandbox import limits, standins, state
 
 
 @pytest.fixture
@@ -59,3 +59,59 @@ def test_the_gate_lets_nothing_run_unless_it_is_told_to(tmp_path, said, runs):
     done = subprocess.run(["/bin/sh", "-c", script], timeout=20)
     assert done.returncode == (0 if runs else 125)
     assert (tmp_path / "mark").exists() is runs
+
+
+def test_what_the_session_left_is_told_also_when_the_launcher_fails(monkeypatch, handlers):
+    told = []
+
+    class Sandbox:
+        pid, ended = 0, False
+
+        def __getattr__(self, _name):
+            return lambda *_: None
+
+        def abandon(self):
+            told.append("ended")
+
+    class Held:
+        directory = 0
+
+        def __init__(self, *_):
+            pass
+
+        def __getattr__(self, _name):
+            return lambda *_: None
+
+    def fail(*_):
+        raise RecursionError
+
+    for module, name, value in (
+        (enforcement, "refuse_unsafe", lambda *_: None),
+        (run, "_tidy_descriptors", lambda: None),
+        (state, "prepare", Held),
+        (state, "seed", lambda *_: None),
+        (standins, "make", lambda *_: []),
+        (standins, "remove", lambda _directory: None),
+        (limits, "Groups", Held),
+        (run, "_mirror", lambda _plan: None),
+        (run, "_event_loop", lambda *_: None),
+        (run, "_spawn", lambda *_: Sandbox()),
+        (run, "_terminal_modes", lambda: None),
+        (run, "_attend", fail),
+        (run, "_report", lambda *_: told.append("changes")),
+        (run, "_report_repositories", lambda *_: told.append("repositories")),
+        (run.git_identity, "remember", lambda _home: None),
+        (run.project, "walk", lambda _root: {"repositories": []}),
+    ):
+        monkeypatch.setattr(module, name, value)
+    signals = (signal.SIGINT, signal.SIGQUIT)
+    before = {number: signal.getsignal(number) for number in signals}
+    place = {"root": "/nowhere", "cwd": "/nowhere"}
+    plan = {"project": place, "limits": {"processes": None}, "user": {"home": "/nowhere"}}
+    try:
+        with pytest.raises(RecursionError):
+            run.launch(plan)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert told == ["ended", "changes", "repositories"]
