@@ -188,7 +188,7 @@ def main(launches: int) -> dict:
         }
         controls = {
             # Longer: it loses only when the link is there at the right moment.
-            name: pool.submit(run, name, careless, 12 * launches, "careless", PATIENCE)
+            name: pool.submit(run, name, careless, 40 * launches, "careless", PATIENCE)
             for name in RACES
         }
         return {

@@ -417,10 +417,11 @@ def test_launchers_that_renew_the_hosts_file_at_once_do_not_mix_their_files(host
             json.loads(content)
         except ValueError:
             broken += 1
-        pid, status = os.waitpid(-1, os.WNOHANG)
-        if pid:
-            assert status == 0
-            children.remove(pid)
+        for child in list(children):
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid:
+                assert status == 0
+                children.remove(child)
     assert broken == 0
     assert "could not be renewed" not in capfd.readouterr().err
     assert os.listdir(host_file.parent) == [".credentials.json"]
