@@ -17,6 +17,8 @@ derivation {
   args = [ "-c" "for i in /*; do echo $i; done > $out" ];
 }
 """
+# Not this machine. A /bin may be there, too: newer ones of Debian's nix bring a shell, /bin/sh.
+SEEN_BY_A_BUILD = {"/build", "/dev", "/etc", "/nix", "/proc", "/tmp"}
 # Its result is known beforehand: such a build has a network.
 DOWNLOAD = """
 derivation {
@@ -73,8 +75,7 @@ def test_a_build_works_inside_through_the_daemon(host, tier):
     assert result.returncode == 0, result.stderr
     path, *content = result.stdout.splitlines()
     assert path.startswith("/nix/store/") and path.endswith("-trivial")
-    # What the build saw: not this machine.
-    assert content == ["/build", "/dev", "/etc", "/nix", "/proc", "/tmp"]
+    assert set(content) - {"/bin"} == SEEN_BY_A_BUILD
     assert os.path.exists(f"{host.base}{path}")
 
 
@@ -212,9 +213,7 @@ def test_what_a_build_asks_for_does_not_switch_its_sandbox_off(host):
     result = host.inside(
         "cat $(nix-build --option sandbox false --option sandbox-paths /home other.nix)"
     )
-    assert result.stdout.split() == ["/build", "/dev", "/etc", "/nix", "/proc", "/tmp"], (
-        result.stderr
-    )
+    assert set(result.stdout.split()) - {"/bin"} == SEEN_BY_A_BUILD, result.stderr
 
 
 # ---------------------------------------------------------------------------- edited plans

@@ -88,7 +88,9 @@ def host():
     host._own()
     # The source of a locked input is found in the store by its hash: nothing is downloaded.
     host.tools = add(host, tools, "source")
-    host.hash = json.loads(host.nix("nix", "path-info", "--json", host.tools))[0]["narHash"]
+    answer = json.loads(host.nix("nix", "path-info", "--json", host.tools))
+    # A list until nix 2.18, then an object by path.
+    host.hash = (answer[host.tools] if isinstance(answer, dict) else answer[0])["narHash"]
     yield host
     host.close()
 

@@ -104,7 +104,7 @@ def nested(world, script: str):
 def test_a_sandbox_inside_the_sandbox_is_refused(world):
     result = world.inside(NESTED)
     assert (result.returncode, result.stdout) == (1, "")
-    assert "No permissions to create new namespace" in result.stderr
+    assert "No permissions to create" in result.stderr
 
 
 @not_for_root
