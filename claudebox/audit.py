@@ -497,18 +497,18 @@ def ask(question: str) -> bool:
                 "add --yes if that is what you want",
             ) from None
         terminal = os.dup(0)
-    try:
-        import termios
+    import termios
 
+    try:
         # What was typed before the question was seen is no answer to it.
         termios.tcflush(terminal, termios.TCIFLUSH)
         os.write(terminal, f"{question} [y/N] ".encode())
         answer = os.read(terminal, 1024)
         if not answer.endswith(b"\n"):
             os.write(terminal, b"\n")
-    except OSError as error:
+    except (OSError, termios.error) as error:
         raise Failure(
-            f"the terminal could not be asked: {error.strerror}", "add --yes to go on without"
+            f"the terminal could not be asked: {error.args[-1]}", "add --yes to go on without"
         ) from None
     finally:
         os.close(terminal)

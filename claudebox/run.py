@@ -219,7 +219,7 @@ def launch(plan: dict, protections_are_fresh: bool = False) -> int:
         git_identity.remember(plan["user"]["home"])
         before = watch.fingerprint(place)
         repositories = set(project.walk(place["root"])["repositories"])
-        terminal = _terminal_modes()
+        terminal = _terminal_state()
         sandbox.wait_until_ready()
         sandbox.refuse_other_mounts(plan)
         sandbox.hold_to_limits(groups, plan["limits"]["processes"])
@@ -500,29 +500,57 @@ def _event_loop(plan: dict, mirror):
     return events.Loop()
 
 
-def _terminal_modes():
+def _terminal_state():
+    """Return the modes of the terminal that standard input is, and whether it listens to this group.
+
+    None if standard input is no terminal.
+    """
     if not os.isatty(0):
         return None
     import termios
 
     try:
-        return termios.tcgetattr(0)
-    except termios.error:
+        return termios.tcgetattr(0), os.tcgetpgrp(0) == os.getpgrp()
+    except (termios.error, OSError):
         return None
 
 
-def _restore_terminal(modes) -> None:
-    """Put back the terminal modes of before: a killed full-screen program leaves its own."""
-    if modes is None:
+def _restore_terminal(state) -> None:
+    """Put back the terminal of before: a killed full-screen program leaves its own modes."""
+    if state is None:
         return
+    modes, in_foreground = state
     import termios
 
-    # A launcher in the background would be stopped by SIGTTOU.
-    if os.tcgetpgrp(0) == os.getpgrp():
-        try:
+    try:
+        if in_foreground:
+            _take_back_foreground()
+        # A launcher in the background would be stopped by SIGTTOU.
+        if os.tcgetpgrp(0) == os.getpgrp():
             termios.tcsetattr(0, termios.TCSADRAIN, modes)
-        except termios.error:
-            pass
+    except (termios.error, OSError):
+        pass
+
+
+def _take_back_foreground() -> None:
+    """Make this group the terminal's foreground again where the one that is has no process left.
+
+    A shell inside makes its own group the foreground, and cannot give it back at its end: this
+    group has no number in its pid namespace. A living one is that of the shell which claudebox was
+    started from, after Ctrl-Z and `bg`.
+    """
+    group = os.tcgetpgrp(0)
+    # 0 is a group of another pid namespace.
+    if group in (0, os.getpgrp()):
+        return
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        before = _signal.pthread_sigmask(_signal.SIG_BLOCK, [_signal.SIGTTOU])
+        os.tcsetpgrp(0, os.getpgrp())
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
+    except PermissionError:
+        pass
 
 
 def _report(changed: list[str], root: str) -> None:

@@ -49,9 +49,10 @@ class NixHost:
         (base / "tools").mkdir()
         for name in ("sh", "env"):
             shutil.copy("/bin/busybox", base / "tools" / name)
+        claude = os.path.dirname(shutil.which("claude"))
         self.environment = {
             "HOME": str(self.home),
-            "PATH": f"{BIN}:/usr/local/bin:/usr/bin:/bin",
+            "PATH": f"{BIN}:{claude}:/usr/local/bin:/usr/bin:/bin",
             "TERM": "xterm-256color",
             "LANG": "C.UTF-8",
         }

@@ -216,6 +216,37 @@ def test_the_terminal_modes_are_put_back_when_the_payload_leaves_its_own(world):
     terminal.status()
 
 
+def test_a_script_has_the_terminal_again_after_an_interactive_shell(world):
+    script = (
+        "claudebox -y --shell; read -r line; echo read $line; claudebox --shell -- -c 'echo in'"
+    )
+    terminal = Terminal(world, "bash", "--norc", "-c", script)
+    terminal.type("stty -echo; echo up; PS1=; exec 2>&1; exit\n")
+    terminal.wait_for("up\r\n")
+    terminal.type("words\n")
+    terminal.wait_for("read words")
+    terminal.wait_for("[y/N]")
+    terminal.type("y\n")
+    terminal.wait_for("in\r\n")
+    assert terminal.status() == 0
+
+
+def test_a_session_that_ends_in_the_background_takes_no_terminal_from_a_job(world):
+    terminal = Terminal(world, "bash", "--norc", "-i")
+    inside = "echo u''p; until test -e end; do sleep 0.05; done"
+    terminal.type(f"claudebox -y --shell -- -c '{inside}' </dev/tty\n")
+    terminal.wait_for("up\r\n")
+    terminal.type("\x1a")
+    terminal.wait_for("Stopped")
+    terminal.type("bg; bash --norc -c 'touch end; wait; sleep 1; read -r x; echo read $x'\n")
+    wait_until((world.project / "end").exists)
+    time.sleep(0.5)
+    terminal.type("words\n")
+    terminal.wait_for("read words")
+    terminal.type("exit\n")
+    terminal.status()
+
+
 def test_the_question_is_asked_on_the_terminal_and_no_is_the_default(world):
     terminal = Terminal(world, "claudebox", "--shell", "--", "-c", "touch launched")
     terminal.wait_for("[y/N]")

@@ -45,8 +45,9 @@ def install(wheel, home, *options):
 
 
 def manual(world, *words, path):
-    """Return what man(1) prints with nothing but PATH to go by."""
-    environment = {"PATH": f"{path}:/usr/bin:/bin", "MANPAGER": "cat", "MANWIDTH": "80"}
+    """Return what man(1) prints with nothing but PATH to go by; claude is on it, too."""
+    claude = os.path.dirname(shutil.which("claude"))
+    environment = {"PATH": f"{path}:{claude}:/usr/bin:/bin", "MANPAGER": "cat", "MANWIDTH": "80"}
     return world.run(*words, env={**environment, "MANPATH": ""})
 
 

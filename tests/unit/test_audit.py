@@ -745,6 +745,34 @@ def test_a_terminal_that_hangs_up_is_a_no(bin_directory, scratch_environment, pr
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
 
 
+def test_a_terminal_that_listens_to_another_group_is_a_no_and_not_a_traceback():
+    """A background group whose starter is gone gets EIO from the terminal, and no SIGTTOU."""
+    reading, writing = os.pipe()
+    pid, terminal = pty.fork()
+    if pid == 0:
+        if os.fork() == 0:
+            os.setpgid(0, 0)
+            starter = os.getpid()
+            if os.fork() == 0:
+                signal.alarm(20)
+                while os.getppid() == starter:
+                    time.sleep(0.01)
+                try:
+                    audit.ask("Launch this?")
+                except BaseException as error:
+                    os.write(writing, repr(error).encode())
+            os._exit(0)
+        os.close(writing)
+        signal.alarm(30)
+        signal.pause()
+    os.close(writing)
+    said = os.read(reading, 4096).decode()
+    os.close(terminal)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert said.startswith("Failure(") and "could not be asked: Input/output error" in said
+
+
 def test_the_audit_at_a_terminal_shows_and_passes_nothing_on(
     bin_directory, scratch_environment, project, sample, tmp_path
 ):
