@@ -118,7 +118,7 @@ class Groups:
 
     def _make(self, place: _Place, wanted: dict) -> None:
         _forget_killed(place.directory)
-        group = f"{place.directory}/{_NAME}{os.getpid()}"
+        group = f"{place.directory}/{_beginning()}{os.getpid()}"
         os.mkdir(group, 0o755)
         self._made.append(group)
         for controller in place.controllers:
@@ -220,10 +220,16 @@ def _remove(group: str) -> None:
             sleep(0.01)
 
 
+def _beginning() -> str:
+    """Return how the names of groups begin; containers with their own pids can share one tree."""
+    return f"{_NAME}{os.stat('/proc/self/ns/pid').st_ino}-"
+
+
 def _forget_killed(directory: str) -> None:
-    """Remove the groups of launchers that were killed."""
+    """Remove the groups of launchers that were killed, in this pid namespace."""
+    beginning = _beginning()
     for name in os.listdir(directory):
-        pid = name.removeprefix(_NAME)
+        pid = name.removeprefix(beginning)
         if pid != name and pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
             try:
                 os.rmdir(f"{directory}/{name}")

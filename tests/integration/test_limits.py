@@ -143,7 +143,7 @@ def test_what_is_not_to_be_limited_is_not(world):
 
 
 def groups_of(pid: int) -> list[str]:
-    return [f"{place.directory}/claudebox-{pid}" for place in limits._places()]
+    return [f"{place.directory}/{limits._beginning()}{pid}" for place in limits._places()]
 
 
 @pytest.mark.parametrize("tier", ["inet", "full"])
