@@ -24,6 +24,10 @@ def pytest_terminal_summary(terminalreporter):
             counts[everything.PROBES[probe].kind][verdict] += 1
         cells = [" ".join(f"{n} {v}" for v, n in sorted(counts[kind].items())) for kind in kinds]
         write(f"{name:<14}" + "".join(f"  {cell:<30}" for cell in cells))
+    write(
+        "LEAKED: what succeeds in outside and namespaces, the controls; in the others a known limit,"
+        " or the test of it failed"
+    )
     if {"outside", "namespaces"} <= runs.keys():
         reasons = collections.defaultdict(list)
         for probe in everything.PROBES.values():
