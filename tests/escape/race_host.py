@@ -165,7 +165,7 @@ def run(name: str, program: list[str], launches: int, label: str, patience: floa
         outcomes[kind] = outcomes.get(kind, 0) + 1
         after = place.elsewhere()
         # The manual says so; in a control it is what there is to find.
-        if verdict == "LEAKED" and race.empty_file_may_appear and label != "careless":
+        if verdict == "LEAKED" and race.empty_file_may_appear and not label.startswith("careless"):
             made = [path for path in after if path not in before]
             kept = all(after.get(path) == content for path, content in before.items())
             if kept and all(os.path.getsize(path) == 0 for path in made):
@@ -177,6 +177,19 @@ def run(name: str, program: list[str], launches: int, label: str, patience: floa
     return ["LEAKED", found] if found else ["blocked", json.dumps(outcomes)]
 
 
+def lose(name: str, careless: list[str], launches: int) -> list[str]:
+    """Run one race until the careless launcher has lost it, from the start again if need be.
+
+    It loses only when the link is there at the right moment, and a moment that is wrong can take
+    the link away.
+    """
+    for attempt in range(5):
+        verdict, detail = run(name, careless, launches, f"careless-{attempt}", PATIENCE)
+        if verdict == "LEAKED":
+            break
+    return [verdict, detail]
+
+
 def main(launches: int) -> dict:
     """Run every race against claudebox, and against the careless launcher."""
     make_template()
@@ -186,11 +199,7 @@ def main(launches: int) -> dict:
             name: pool.submit(run, name, ["claudebox"], launches, "next", PATIENCE)
             for name in RACES
         }
-        controls = {
-            # Longer: it loses only when the link is there at the right moment.
-            name: pool.submit(run, name, careless, 40 * launches, "careless", PATIENCE)
-            for name in RACES
-        }
+        controls = {name: pool.submit(lose, name, careless, 12 * launches) for name in RACES}
         return {
             "races": {name: future.result() for name, future in races.items()},
             "careless": {name: future.result() for name, future in controls.items()},

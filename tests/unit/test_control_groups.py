@@ -8,6 +8,7 @@ from claudebox import Failure, policy
 from claudebox.sandbox import limits
 
 GIB = 1 << 30
+OWN = f"claudebox-{os.stat('/proc/self/ns/pid').st_ino}-"
 
 
 @pytest.mark.parametrize("memory", [1 << 29, 8 * GIB, 24 * GIB + 12345, 2048 * GIB])
@@ -128,7 +129,7 @@ def places(tmp_path, monkeypatch):
             directory.mkdir()
             found.append(limits._Place(str(directory), controllers, version))
         monkeypatch.setattr(limits, "_places", lambda: found)
-        return [f"{place.directory}/claudebox-{os.getpid()}" for place in found]
+        return [f"{place.directory}/{OWN}{os.getpid()}" for place in found]
 
     return at
 
@@ -171,15 +172,17 @@ def test_what_is_not_limited_needs_no_group(places):
 def test_the_groups_are_removed_and_so_are_those_of_killed_launchers(places):
     (group,) = places((["memory"], 2))
     directory = os.path.dirname(group)
-    dead, alive = f"{directory}/claudebox-{2**22 + 1}", f"{directory}/claudebox-1"
-    for each in (dead, alive, f"{directory}/claudebox-x"):
+    dead, alive = f"{directory}/{OWN}{2**22 + 1}", f"{directory}/{OWN}1"
+    # Of a launcher that has pids of its own nothing can be said.
+    elsewhere = f"{directory}/claudebox-1-{2**22 + 1}"
+    for each in (dead, alive, f"{directory}/{OWN}x", elsewhere):
         os.mkdir(each)
     groups = limits.Groups(LIMITS)
     assert not os.path.exists(dead) and os.path.exists(alive)
     for name in os.listdir(group):
         os.unlink(f"{group}/{name}")
     groups.close()
-    assert sorted(os.listdir(directory)) == ["claudebox-1", "claudebox-x"]
+    assert set(os.listdir(directory)) == {f"{OWN}1", f"{OWN}x", os.path.basename(elsewhere)}
     groups.close()
 
 
