@@ -131,9 +131,13 @@ NOT_PROTECTIONS |= {"SYSTEM_FILES_BESIDE_STORE", "TMPFS_DIVISORS"}
 REFUSALS = {
     "claudebox/enforcement.py": (*_unit("enforcement"), _EDITED),
     "claudebox/git.py": _unit("git", "protection"),
+    "claudebox/git_index.py": _unit("git_index"),
+    "claudebox/hiding.py": _unit("hiding"),
     "claudebox/host.py": _unit("host"),
     "claudebox/instance.py": _unit("instance"),
     "claudebox/net.py": _unit("net"),
+    "claudebox/nix.py": _unit("nix"),
+    "claudebox/nix_store.py": _unit("nix_store", "nix"),
     "claudebox/plan.py": _unit("plan"),
     "claudebox/profiles.py": _unit("profile_schema", "profile"),
     "claudebox/schema.py": _unit("plan", "profile_schema"),
@@ -142,6 +146,7 @@ REFUSALS = {
     "claudebox/protection.py": _unit("protection"),
     "claudebox/sandbox/credentials.py": (_CREDENTIALS,),
     "claudebox/sandbox/inet.py": (_EXCEPTIONS, _TIER),
+    "claudebox/sandbox/limits.py": _unit("control_groups"),
     "claudebox/sandbox/nftables.py": (_NFTABLES,),
     "claudebox/sandbox/sources.py": _unit("sources"),
     "claudebox/sandbox/standins.py": _unit("standins"),
@@ -150,6 +155,8 @@ REFUSALS = {
 _ERRORS = {"Failure", "Refused", "UnsafeGit", "PlanError", "OSError", "NetlinkError"}
 _ERRORS |= {
     "Mismatch",
+    "UnreadableIndex",
+    "_Unsure",
     "ProfileError",
     "_not_protectable",
     "_not_allowable",

@@ -190,3 +190,62 @@ def test_the_store_is_mounted_once():
     mounts = nix.store_mounts()
     assert [mount["target"] for mount in mounts] == ["/nix/store"]
     assert nix.store_mounts(mounts) == []
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """The directory of a daemon's socket that belongs, so it looks, to root."""
+    directory = tmp_path / "daemon-socket"
+    directory.mkdir(mode=0o755)
+    (directory / "socket").write_text("")
+    monkeypatch.setattr(policy, "NIX_SOCKET_DIRECTORY", str(directory))
+    monkeypatch.setattr(policy, "NIX_SOCKET", f"{directory}/socket")
+    monkeypatch.setattr(nix, "configuration", lambda: SAFE)
+    owners = {}
+    look = os.lstat
+
+    def lstat(path, **options):
+        fields = list(look(path, **options))
+        fields[4] = owners.get(str(path), 0)
+        return os.stat_result(fields)
+
+    monkeypatch.setattr(os, "lstat", lstat)
+    return directory, owners
+
+
+def test_the_socket_of_roots_daemon_is_accepted(place):
+    assert nix.why_unsandboxed() is None
+
+
+@pytest.mark.parametrize("name", ["", "/socket"])
+def test_a_daemon_of_another_user_is_unsafe(place, name):
+    directory, owners = place
+    owners[f"{directory}{name}"] = 1000
+    assert "is not root's" in nix.why_unsandboxed()
+
+
+def test_a_directory_that_others_can_write_is_unsafe(place):
+    place[0].chmod(0o777)
+    assert "can be written by others" in nix.why_unsandboxed()
+
+
+def test_a_socket_that_cannot_be_looked_at_is_unsafe(place):
+    (place[0] / "socket").unlink()
+    assert "cannot be looked at" in nix.why_unsandboxed()
+
+
+def test_a_socket_behind_a_link_is_unsafe(place):
+    place[0].rename(f"{place[0]}-real")
+    place[0].symlink_to(f"{place[0]}-real")
+    assert "symbolic link" in nix.why_unsandboxed()
+
+
+def test_root_may_switch_the_sandboxing_off(monkeypatch):
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    with pytest.raises(nix._Unsure, match="root may switch"):
+        nix._refuse_rights(SAFE)
+
+
+def test_a_configuration_that_cannot_be_read_is_unsafe(tmp_path):
+    with pytest.raises(nix._Unsure, match="cannot be read"):
+        nix.configuration([str(tmp_path)])
