@@ -137,7 +137,7 @@ REFUSALS = {
     "claudebox/instance.py": _unit("instance"),
     "claudebox/net.py": _unit("net"),
     "claudebox/nix.py": _unit("nix"),
-    "claudebox/nix_store.py": _unit("nix_store", "nix"),
+    "claudebox/nix_store.py": (*_unit("nix_store"), "tests/integration/test_nix_packages.py"),
     "claudebox/plan.py": _unit("plan"),
     "claudebox/profiles.py": _unit("profile_schema", "profile"),
     "claudebox/schema.py": _unit("plan", "profile_schema"),

@@ -350,3 +350,44 @@ def test_of_an_environment_only_what_is_known_is_taken_over():
 def test_an_answer_that_is_no_environment_is_refused(answer):
     with pytest.raises(Failure, match="does not say"):
         nix_store._taken_over(answer)
+
+
+def test_an_answer_that_is_no_json_is_an_error():
+    with pytest.raises(Failure, match="printed no JSON"):
+        nix_store._json(b"{", "say something")
+
+
+@pytest.mark.parametrize("answer", [{}, [], {"url": 1}, {"url": "x y"}])
+def test_a_flake_that_nix_does_not_name_is_not_taken(tmp_path, answer):
+    class Memory:
+        project_root = str(tmp_path)
+
+    with pytest.raises(Failure, match="does not say what"):
+        nix_store._lock("github:a/b", Memory(), lambda *_: answer)
+
+
+@pytest.mark.parametrize("reference", ["#a b", ".#$(x)", "#x\ny"])
+def test_a_development_shell_has_a_name_of_plain_letters(project, home, reference):
+    with pytest.raises(Failure, match="is no name"):
+        nix_store.devshell(reference, str(project), str(home), False)
+
+
+@pytest.mark.parametrize("reference", ["path:/x", "/x", "git+file:///x", "file:///x#y"])
+def test_another_flake_of_this_machine_is_not_evaluated(project, home, reference):
+    with pytest.raises(Failure, match="other than the project's"):
+        nix_store.devshell(reference, str(project), str(home), False)
+
+
+def test_a_development_shell_needs_a_daemon(monkeypatch):
+    monkeypatch.setattr(nix_store.nix, "decision", lambda *_: None)
+    with pytest.raises(Failure, match="need a nix daemon"):
+        nix_store._refuse_unsandboxed_builds(True)
+
+
+def test_the_files_of_a_development_shell_are_bounded(project, monkeypatch):
+    for name in ("flake.nix", "more.nix"):
+        (project / name).write_text("{}")
+    assert set(nix_store._flake_files(str(project), ())) == {"flake.nix", "more.nix"}
+    monkeypatch.setattr(nix_store, "_FILE_LIMIT", 1)
+    with pytest.raises(Failure, match="too many files"):
+        nix_store._flake_files(str(project), ())
