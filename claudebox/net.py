@@ -6,7 +6,7 @@
 import os
 import sys
 
-from claudebox import Failure, schema
+from claudebox import Failure
 from claudebox import plan as launch_plan
 
 DEFAULT_TIER = "full"
@@ -61,6 +61,8 @@ def apply(plan: dict, tier: str | None = None, allowed=(), environ=os.environ) -
     if tier is None:
         tier, source = plan["network"]["tier"], plan["network"]["source"]
     if tier not in launch_plan.TIERS:
+        from claudebox import schema
+
         raise Failure(
             f'"{tier}" ({source}) is not a network tier{schema.nearest(tier, launch_plan.TIERS)}',
             f"choose one of {', '.join(launch_plan.TIERS)}",

@@ -18,7 +18,7 @@ MAN = f"{ROOT}/man"
 PAGES = sorted(name for name in os.listdir(MAN) if re.fullmatch(r"[\w-]+\.\d", name))
 sys.path.insert(0, ROOT)
 
-from claudebox import command_line, main, plan, policy, profiles  # noqa: E402
+from claudebox import command_line, main, plan, plan_schema, policy, profiles  # noqa: E402
 from claudebox.sandbox import seccomp  # noqa: E402
 
 COMMANDS = ("claudebox", *(f"claudebox-{name}" for name in main.COMMANDS))
@@ -237,7 +237,7 @@ def test_every_subcommand_is_listed_by_claudebox():
 # ---------------------------------------------------------------------------- the plan
 
 
-def schema(checker=plan._check_plan):
+def schema(checker=plan_schema.check):
     """Return what a checker looks at: dotted keys, and the words that a value can be."""
     keys, choices = set(), set()
 
@@ -279,7 +279,7 @@ def test_the_schema_that_these_tests_read_is_that_of_a_plan():
 
     assert set(walk(shown, "")) <= keys
     assert {"mounts[].size", "mounts[].content", "env[].secret", "profile.name"} <= keys
-    assert {*plan.TIERS, *plan.MOUNTS, "host", "claudebox"} <= choices
+    assert {*plan.TIERS, *plan_schema.MOUNTS, "host", "claudebox"} <= choices
 
 
 def test_every_key_of_the_schema_is_explained_and_no_other():
@@ -292,7 +292,7 @@ def test_every_word_that_a_value_of_the_schema_can_be_stands_in_its_page():
 
 
 def test_every_kind_of_mount_is_explained():
-    assert set(plan.MOUNTS) - items("claudebox-plan.5", "Cm") == set()
+    assert set(plan_schema.MOUNTS) - items("claudebox-plan.5", "Cm") == set()
 
 
 def test_the_plan_that_is_shown_is_written_as_claudebox_writes_it():

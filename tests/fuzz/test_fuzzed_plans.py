@@ -8,7 +8,18 @@ import pytest
 from cases import ODD_VALUES, dump, each_case, mutate_bytes, mutate_document
 from mount_checker import complaints
 
-from claudebox import Failure, audit, dry_run, enforcement, instance, net, pipeline, plan, policy
+from claudebox import (
+    Failure,
+    audit,
+    dry_run,
+    enforcement,
+    instance,
+    net,
+    pipeline,
+    plan,
+    plan_schema,
+    policy,
+)
 from claudebox.printable import printable
 from claudebox.sandbox import bwrap
 
@@ -76,7 +87,7 @@ def a_mount(chance, host, base):
     source, target = chance.choice(paths), chance.choice(paths)
     if chance.random() < 0.4:
         target = source
-    kind = chance.choice(list(plan.MOUNTS))
+    kind = chance.choice(list(plan_schema.MOUNTS))
     mount = {"kind": kind}
     if kind in ("bind", "ro-bind", "symlink"):
         mount["source"] = source

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from claudebox import Failure, plan, schema
+from claudebox import Failure, plan, plan_schema, schema
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_a_plan_is_ascii_and_ends_with_a_newline(sample):
 
 
 def test_the_example_of_every_mount_kind_is_in_these_tests(sample):
-    assert {mount["kind"] for mount in sample["mounts"]} == set(plan.MOUNTS)
+    assert {mount["kind"] for mount in sample["mounts"]} == set(plan_schema.MOUNTS)
 
 
 @pytest.mark.parametrize(
