@@ -94,18 +94,31 @@ def _places_of_version_2(here: str, top: str) -> list[_Place]:
 
 
 class Groups:
-    """The control groups of one session, as far as this host lets it have some; close() removes them."""
+    """The control groups of one session, as far as this host lets it have some; close() removes them.
+
+    Those of version 1, in which a process cannot begin, are made when the first one is moved.
+    """
 
     def __init__(self, limits: dict):
         self._made = []
         self._to_move = []
         self._moving = None
         self._descriptor = None
-        wanted = {CONTROLLERS[key]: limits[key] for key in CONTROLLERS if limits[key] is not None}
+        self._wanted = {
+            CONTROLLERS[key]: limits[key] for key in CONTROLLERS if limits[key] is not None
+        }
+        self._places = [
+            place
+            for place in _places()
+            if any(controller in self._wanted for controller in place.controllers)
+        ]
+        self._make_all(2)
+
+    def _make_all(self, version: int) -> None:
         try:
-            for place in _places():
-                if any(controller in wanted for controller in place.controllers):
-                    self._make(place, wanted)
+            for place in self._places:
+                if place.version == version:
+                    self._make(place)
         except OSError as error:
             self.close()
             raise Failure(
@@ -116,14 +129,14 @@ class Groups:
             self.close()
             raise
 
-    def _make(self, place: _Place, wanted: dict) -> None:
+    def _make(self, place: _Place) -> None:
         _forget_killed(place.directory)
         group = f"{place.directory}/{_beginning()}{os.getpid()}"
         os.mkdir(group, 0o755)
         self._made.append(group)
         for controller in place.controllers:
-            if controller in wanted:
-                for name, value in _settings(controller, wanted[controller], place.version):
+            if controller in self._wanted:
+                for name, value in _settings(controller, self._wanted[controller], place.version):
                     _write(f"{group}/{name}", value)
         if place.version == 2:
             self._descriptor = os.open(group, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -146,7 +159,11 @@ class Groups:
             return os.fork()
 
     def begin_to_move(self, process: int) -> None:
-        """Move a process beside other work; `move` waits for that, and finds it quickly done again."""
+        """Move a process beside other work; `move` waits for that, and finds it quickly done again.
+
+        Raises Failure if a group cannot be made.
+        """
+        self._make_all(1)
         if self._to_move:
             from _thread import allocate_lock, start_new_thread
 

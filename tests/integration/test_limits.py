@@ -183,6 +183,7 @@ print(limits.enforceable(os.getuid()))
 made = limits.Groups({"processes": 5, "memory": 1 << 26, "tmp": None})
 child = made.fork()
 if child == 0:
+    made.begin_to_move(os.getpid())
     made.move([os.getpid()])
     n = 0
     try:

@@ -154,18 +154,19 @@ def test_a_group_of_version_2_gets_both_limits_and_no_swap(places):
 def test_groups_of_version_1_get_one_limit_each_and_the_processes(places):
     pids, memory = places((["pids"], 1), (["memory"], 1))
     groups = limits.Groups(LIMITS)
-    assert content(pids) == {"pids.max": "100"}
+    groups.begin_to_move(7)
+    groups.move([8])
+    assert content(pids) == {"pids.max": "100", "cgroup.procs": "8"}
     assert content(memory) == {
         "memory.limit_in_bytes": "1048576",
         "memory.memsw.limit_in_bytes": "1048576",
+        "cgroup.procs": "8",
     }
-    groups.move([7])
-    assert content(pids)["cgroup.procs"] == content(memory)["cgroup.procs"] == "7"
 
 
 def test_what_is_not_limited_needs_no_group(places):
     pids, memory = places((["pids"], 1), (["memory"], 1))
-    limits.Groups({"processes": None, "memory": 1, "tmp": None})
+    limits.Groups({"processes": None, "memory": 1, "tmp": None}).begin_to_move(7)
     assert not os.path.exists(pids) and os.path.exists(memory)
 
 
