@@ -67,8 +67,6 @@ def main(arguments: list[str], program: str = "claudebox") -> int:
             same = " ".join(words)
             raise Failure(f"{flag} is not the first option", f"use `claudebox {same}`", status=2)
     plan = _plan(options, inside)
-    from claudebox import audit, run
-
     if options.dry_run:
         from claudebox import dry_run, enforcement
 
@@ -76,12 +74,27 @@ def main(arguments: list[str], program: str = "claudebox") -> int:
         sys.stdout.flush()
         sys.stdout.buffer.write(dry_run.script(plan))
         return 0
+    from claudebox import run
+
     if options.check:
+        from claudebox import audit
+
         audit.show(plan, sys.stdout)
         run.preflight(plan)
         return 0
-    audit.gate(plan, options.yes, sys.stderr)
-    return run.launch(plan, protections_are_fresh=True)
+    if not options.yes:
+        from claudebox import audit
+
+        audit.gate(plan, False, sys.stderr)
+
+    def show_and_check():
+        from claudebox import audit, enforcement
+
+        if options.yes:
+            audit.gate(plan, True, sys.stderr)
+        enforcement.refuse_unsafe(plan, protections_are_fresh=True)
+
+    return run.launch(plan, show_and_check)
 
 
 def print_plan(arguments: list[str]) -> int:

@@ -5,7 +5,7 @@ import fcntl
 import os
 import sys
 
-from claudebox import Failure, baked, enforcement, git, git_identity, host, policy, project
+from claudebox import Failure, baked, git, git_identity, host, policy, project
 from claudebox.sandbox import bwrap
 
 # The payload waits in this shell until the launcher has seen that it is up, and never starts if the
@@ -76,17 +76,19 @@ class _Sandbox:
             raise Failure("the sandbox ended before its payload started", "start it again")
         return [self.pid, first[0], payload[0]]
 
-    def refuse_other_mounts(self, plan: dict) -> None:
-        """Raise Failure unless the payload at the gate sees exactly the mounts of `plan`."""
+    def expect_mounts(self, plan: dict):
+        """Return the Expectation that its payload sees exactly the mounts of `plan`."""
         from claudebox.sandbox import sources
 
-        sources.refuse_other_mounts(plan, self.processes()[1], self._expected)
+        return sources.Expectation(plan, self._expected)
 
-    def hold_to_limits(self, groups, processes: int | None) -> None:
-        """Limit the payload at the gate, in the control groups and by itself."""
+    def hold_to_limits(self, of_sandbox: list[int], groups, processes: int | None) -> None:
+        """Limit the payload at the gate, in the control groups and by itself.
+
+        `of_sandbox` are its processes().
+        """
         from claudebox.sandbox import limits
 
-        of_sandbox = self.processes()
         try:
             groups.move(of_sandbox)
             limits.hold(of_sandbox, processes)
@@ -177,15 +179,20 @@ def _children(parent: int) -> list[int]:
     return found
 
 
-def launch(plan: dict, protections_are_fresh: bool = False) -> int:
+def launch(plan: dict, at_gate=None) -> int:
     """Launch `plan`, wait for the session to end, clean up, and return its exit status.
 
-    `protections_are_fresh` is for a plan that this process made just now. Raises Failure if the
-    plan breaks the policy or the sandbox cannot be made; nothing of the payload has run then.
+    `at_gate` is for a plan that this process made just now: it is called instead of what holds
+    other plans against the policy, beside bwrap's work and before the payload may start. Raises
+    Failure if the plan breaks the policy or the sandbox cannot be made, and what `at_gate` raises;
+    nothing of the payload has run then.
     """
-    from claudebox.sandbox import limits, standins, state, watch
+    from claudebox.sandbox import limits, standins, state
 
-    enforcement.refuse_unsafe(plan, protections_are_fresh)
+    if at_gate is None:
+        from claudebox import enforcement
+
+        enforcement.refuse_unsafe(plan)
     _tidy_descriptors()
     restored = [number for number in _NAMES if _signal.getsignal(number) != _signal.SIG_IGN]
     sandbox = opened = mirror = groups = terminal = None
@@ -215,14 +222,20 @@ def launch(plan: dict, protections_are_fresh: bool = False) -> int:
         sandbox = _spawn(plan, restored, loop, groups.fork)
         groups.begin_to_move(sandbox.pid)
         # While bwrap works, which takes longer than all of this.
+        if at_gate is not None:
+            at_gate()
         state.seed(opened, plan)
         git_identity.remember(plan["user"]["home"])
+        from claudebox.sandbox import watch
+
         before = watch.fingerprint(place)
         repositories = set(project.walk(place["root"])["repositories"])
         terminal = _terminal_state()
+        expected = sandbox.expect_mounts(plan)
         sandbox.wait_until_ready()
-        sandbox.refuse_other_mounts(plan)
-        sandbox.hold_to_limits(groups, plan["limits"]["processes"])
+        of_sandbox = sandbox.processes()
+        expected.refuse_other(of_sandbox[1])
+        sandbox.hold_to_limits(of_sandbox, groups, plan["limits"]["processes"])
         for number in _FROM_TERMINAL:
             _signal.signal(number, _signal.SIG_IGN)
         if terminal is not None:
@@ -287,6 +300,8 @@ def preflight(plan: dict) -> None:
 
     Nothing is created.
     """
+    from claudebox import enforcement
+
     enforcement.refuse_unsafe(plan)
     state = policy.state_home(plan["user"]["home"])
     while not os.path.exists(state):
@@ -611,7 +626,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     plan = command.read_plan(or_refuse=True)
     if options.dry_run:
-        from claudebox import dry_run
+        from claudebox import dry_run, enforcement
 
         enforcement.refuse_unsafe(plan)
         sys.stdout.flush()

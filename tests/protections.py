@@ -191,8 +191,7 @@ NO_FOLLOW = {
     ("claudebox/instances.py", "_DIRECTORY"): _unit("instance_directories"),
     ("claudebox/sandbox/credentials.py", "__init__"): (_CREDENTIALS,),
     ("claudebox/sandbox/credentials.py", "_read_host"): (_CREDENTIALS,),
-    ("claudebox/sandbox/sources.py", "open"): _unit("sources"),
-    ("claudebox/sandbox/standins.py", "_directory"): _unit("standins"),
+    ("claudebox/sandbox/sources.py", "step_to"): _unit("sources", "standins"),
     ("claudebox/sandbox/standins.py", "_open"): _unit("standins"),
     ("claudebox/sandbox/standins.py", "_remove"): _unit("standins"),
     ("claudebox/sandbox/state.py", "__enter__"): _unit("state"),
@@ -321,9 +320,29 @@ WRITTEN = [
     (
         "a plan is held against the policy",
         "claudebox/run.py",
-        "    enforcement.refuse_unsafe(plan, protections_are_fresh)\n",
-        "    pass\n",
+        "        enforcement.refuse_unsafe(plan)\n    _tidy",
+        "        pass\n    _tidy",
         (_EDITED,),
+    ),
+    (
+        "a plan made just now is held against the policy, too",
+        "claudebox/main.py",
+        "        enforcement.refuse_unsafe(plan, protections_are_fresh=True)\n\n    return",
+        "    return",
+        (
+            f"{_INSIDE}::"
+            "test_a_plan_made_just_now_is_held_against_the_policy_before_its_payload_starts",
+        ),
+    ),
+    (
+        "what is looked at beside bwrap's work is looked at before the payload starts",
+        "claudebox/run.py",
+        "            at_gate()\n",
+        "            pass\n",
+        (
+            f"{_INSIDE}::"
+            "test_a_plan_made_just_now_is_held_against_the_policy_before_its_payload_starts",
+        ),
     ),
     (
         "the environment is the plan's alone",
@@ -342,7 +361,7 @@ WRITTEN = [
     (
         "the mounts are looked at before the payload starts",
         "claudebox/run.py",
-        "        sandbox.refuse_other_mounts(plan)\n",
+        "        expected.refuse_other(of_sandbox[1])\n",
         "",
         (f"{_INSIDE}::test_a_sandbox_with_a_mount_too_many_does_not_start",),
     ),
@@ -384,15 +403,15 @@ WRITTEN = [
     (
         "a missing mount is noticed",
         "claudebox/sandbox/sources.py",
-        "    if missing:\n",
-        "    if False:\n",
+        "        if missing:\n",
+        "        if False:\n",
         _unit("sources"),
     ),
     (
         "a mount too many is noticed",
         "claudebox/sandbox/sources.py",
-        "    for point in inside.keys() - wanted.keys() - along.keys():\n",
-        "    for point in ():\n",
+        "        for point in inside.keys() - self._wanted.keys() - self._along.keys():\n",
+        "        for point in ():\n",
         _unit("sources"),
     ),
     (
@@ -597,15 +616,15 @@ WRITTEN = [
     (
         "a stand-in that a session uses stays",
         "claudebox/sandbox/standins.py",
-        "                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
-        "                pass\n",
+        "            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+        "            pass\n",
         _unit("standins"),
     ),
     (
         "a stand-in that was changed stays",
         "claudebox/sandbox/standins.py",
-        '                if os.read(descriptor, len(expected) + 1) in (b"", expected):\n',
-        "                if True:\n",
+        '            if os.read(descriptor, len(expected) + 1) in (b"", expected):\n',
+        "            if True:\n",
         _unit("standins"),
     ),
     (

@@ -22,25 +22,36 @@ class Opener:
 
         Raises Failure if a component is a symbolic link, or if there is nothing.
         """
+        try:
+            opened = self.step_to(path)
+        except OSError as error:
+            raise Failure(f"{path} cannot be mounted: {error.strerror}", "start it again") from None
+        if os.fstat(opened).st_mode & 0o170000 == 0o120000:
+            raise Failure(f"{path} became a symbolic link", "end what changes it, then start again")
+        return opened
+
+    def step_to(self, path: str) -> int:
+        """As `open`, but raises OSError, and the last component can be a link, which is not followed.
+
+        Nothing can be reached through the descriptor of a link (ENOTDIR).
+        """
         names = path.rstrip("/").split("/")
         while self._names != names[: len(self._names)]:
             self._names.pop()
             os.close(self._open.pop())
         for name in names[len(self._names) :]:
-            try:
-                opened = os.open(
-                    name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._open[-1]
-                )
-            except OSError as error:
-                raise Failure(
-                    f"{path} cannot be mounted: {error.strerror}", "start it again"
-                ) from None
+            # O_PATH with O_NOFOLLOW opens a link itself.
+            self._open.append(
+                os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._open[-1])
+            )
             self._names.append(name)
-            self._open.append(opened)
-        # O_PATH with O_NOFOLLOW opens a link itself.
-        if os.fstat(self._open[-1]).st_mode & 0o170000 == 0o120000:
-            raise Failure(f"{path} became a symbolic link", "end what changes it, then start again")
         return self._open[-1]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
 
     def close(self) -> None:
         """Close what is open."""
@@ -49,44 +60,64 @@ class Opener:
         self._open, self._names = [], []
 
 
-def refuse_other_mounts(plan: dict, process: int, expected: dict[str, os.stat_result]) -> None:
-    """Raise Failure unless `process`, which is inside, sees exactly the mounts of `plan`.
+class Expectation:
+    """What a process inside has to see: the mounts of `plan`, and what the host has below their sources.
 
-    `expected` has for each bind mount's target the status of its source. A mount point of the plan
-    that is not in the table, or one too many, is what a followed link leaves. What is to be
-    read-only has to be, with all that was mounted below its source.
+    `statuses` has for each bind mount's target the status of its source. What the host has is looked
+    at here: beside bwrap's work, before the payload's end of the gate.
     """
-    inside, outside = _table(process), _table("self")
-    wanted = {mount["target"]: mount for mount in plan["mounts"] if mount["kind"] != "symlink"}
-    missing = wanted.keys() - inside.keys()
-    if missing:
-        raise _changed(f"{min(missing)} is not mounted")
-    along = _along(plan, outside)
-    host_devices = {mount.device for mount in outside.values()}
-    for point in inside.keys() - wanted.keys() - along.keys():
-        if point != "/" and not point.startswith(("/proc/", "/dev/")):
-            raise _changed(f"{point} is mounted, which the plan does not say")
-    read_only = {"/", "/proc/sys"}
-    read_only.update(target for target, mount in wanted.items() if mount["kind"] in _READ_ONLY)
-    read_only.update(point for point, kind in along.items() if kind == "ro-bind")
-    for point in sorted(read_only):
-        if point in inside and "ro" not in inside[point].options:
-            raise _changed(f"{point} can be written")
-    for target, mount in wanted.items():
+
+    def __init__(self, plan: dict, statuses: dict[str, os.stat_result]):
+        self._statuses = statuses
+        self._wanted = {
+            mount["target"]: mount for mount in plan["mounts"] if mount["kind"] != "symlink"
+        }
+        outside = _table("self")
+        self._along = _along(plan, outside)
+        self._host_devices = {mount.device for mount in outside.values()}
+        self._read_only = {"/", "/proc/sys"}
+        self._read_only.update(
+            target for target, mount in self._wanted.items() if mount["kind"] in _READ_ONLY
+        )
+        self._read_only.update(point for point, kind in self._along.items() if kind == "ro-bind")
+
+    def refuse_other(self, process: int) -> None:
+        """Raise Failure unless `process`, which is inside, sees exactly this.
+
+        A mount point of the plan that is not in the table, or one too many, is what a followed link
+        leaves. What is to be read-only has to be, with all that was mounted below its source.
+        """
+        inside = _table(process)
+        missing = self._wanted.keys() - inside.keys()
+        if missing:
+            raise _changed(f"{min(missing)} is not mounted")
+        for point in inside.keys() - self._wanted.keys() - self._along.keys():
+            if point != "/" and not point.startswith(("/proc/", "/dev/")):
+                raise _changed(f"{point} is mounted, which the plan does not say")
+        for point in sorted(self._read_only & inside.keys()):
+            if "ro" not in inside[point].options:
+                raise _changed(f"{point} can be written")
+        root = os.open(f"/proc/{process}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            found = os.stat(f"/proc/{process}/root{target}", follow_symlinks=False)
+            for target in self._wanted:
+                self._refuse_other_there(root, target, inside[target])
+        finally:
+            os.close(root)
+
+    def _refuse_other_there(self, root: int, target: str, there) -> None:
+        try:
+            found = os.stat(target[1:], dir_fd=root, follow_symlinks=False)
         except OSError as error:
             raise _changed(f"{target} cannot be looked at: {error.strerror}") from None
-        if target in expected:
-            same = os.path.samestat(found, expected[target])
+        kind = self._wanted[target]["kind"]
+        if target in self._statuses:
+            same = os.path.samestat(found, self._statuses[target])
+        elif kind == "mask":
+            same = found.st_rdev == _NULL
         else:
-            there = inside[target]
-            if mount["kind"] == "mask":
-                same = found.st_rdev == _NULL
-            else:
-                # New, of its kind, and what is seen there.
-                same = (there.device, there.kind) == (found.st_dev, _FILE_SYSTEMS[mount["kind"]])
-                same = same and there.device not in host_devices
+            # New, of its kind, and what is seen there.
+            same = (there.device, there.kind) == (found.st_dev, _FILE_SYSTEMS[kind])
+            same = same and there.device not in self._host_devices
         if not same:
             raise _changed(f"{target} is not what was to be mounted there")
 

@@ -26,15 +26,15 @@ def make(plan: dict, instance: int) -> list[int]:
     They are recorded in the directory `instance` before they are made. Raises Failure where a
     symbolic link stands in the way, or where a file that is to be protected has vanished.
     """
-    from claudebox.sandbox import state
+    from claudebox.sandbox import sources, state
 
     locks = []
     try:
-        with state.Preparation(instance):
-            _make_all(plan, instance)
+        with state.Preparation(instance), sources.Opener() as opener:
+            _make_all(plan, instance, opener)
             for mount in plan["mounts"]:
                 if mount["reason"] == "protected" or _stands_for_protection(mount):
-                    locks.append(_hold(mount["target"]))
+                    locks.append(_hold(mount["target"], opener))
     except BaseException:
         for lock in locks:
             os.close(lock)
@@ -58,7 +58,7 @@ def _stands_for_protection(mount: dict) -> bool:
     return plain and os.access(mount["target"], os.R_OK)
 
 
-def _make_all(plan: dict, instance: int) -> None:
+def _make_all(plan: dict, instance: int, opener) -> None:
     from claudebox.sandbox import state
 
     wanted = []
@@ -74,15 +74,15 @@ def _make_all(plan: dict, instance: int) -> None:
         record.extend(entry for entry in wanted if entry not in record)
         state.replace_file(instance, RECORD, json_text.dumps(record) + "\n")
     for path, content in wanted:
-        _make(path, content)
+        _make(path, content, opener)
 
 
-def _hold(path: str) -> int:
+def _hold(path: str, opener) -> int:
     """Return a descriptor that holds the shared lock of what is at `path`.
 
     A session of an overlapping project can have removed the stand-in before the lock was got.
     """
-    lock = _open(path)
+    lock = _open(path, opener)
     try:
         _share(lock, path)
         if os.path.samestat(os.fstat(lock), os.lstat(path)):
@@ -122,12 +122,13 @@ def remove(instance: int) -> list[str]:
 
 
 def _remove_all(instance: int) -> list[str]:
-    from claudebox.sandbox import state
+    from claudebox.sandbox import sources, state
 
     record = recorded(instance)
     if not record:
         return []
-    remaining = [entry for entry in reversed(record) if not _remove(*entry)]
+    with sources.Opener() as opener:
+        remaining = [entry for entry in reversed(record) if not _remove(*entry, opener)]
     remaining.reverse()
     if remaining:
         state.replace_file(instance, RECORD, json_text.dumps(remaining) + "\n")
@@ -168,55 +169,35 @@ def _can_be_named(text: str) -> bool:
         return False
 
 
-def _directory(path: str) -> int:
-    """Return a descriptor of the directory `path`, no component of which is a symbolic link."""
-    current = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    for name in path.split("/")[1:]:
-        if not name:
-            continue
-        try:
-            following = os.open(
-                name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current
-            )
-        finally:
-            os.close(current)
-        current = following
-    return current
-
-
-def _open(path: str) -> int:
+def _open(path: str, opener) -> int:
     directory, name = path.rsplit("/", 1)
-    parent = _directory(directory)
     try:
         return os.open(
-            name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent
+            name,
+            os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
+            dir_fd=opener.step_to(directory),
         )
     except OSError as error:
         raise Failure(
             f"{path} cannot be protected: {error.strerror}", "mend or remove it"
         ) from None
-    finally:
-        os.close(parent)
 
 
-def _make(path: str, content: str | None) -> None:
+def _make(path: str, content: str | None, opener) -> None:
     directory, name = path.rsplit("/", 1)
     try:
-        parent = _directory(directory)
-        try:
-            if content is None:
-                os.mkdir(name, 0o755, dir_fd=parent)
-            else:
-                file = os.open(
-                    name,
-                    os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
-                    0o644,
-                    dir_fd=parent,
-                )
-                os.write(file, content.encode("utf-8", "surrogateescape"))
-                os.close(file)
-        finally:
-            os.close(parent)
+        parent = opener.step_to(directory)
+        if content is None:
+            os.mkdir(name, 0o755, dir_fd=parent)
+        else:
+            file = os.open(
+                name,
+                os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
+                0o644,
+                dir_fd=parent,
+            )
+            os.write(file, content.encode("utf-8", "surrogateescape"))
+            os.close(file)
     except FileExistsError:
         pass
     except OSError as error:
@@ -225,39 +206,33 @@ def _make(path: str, content: str | None) -> None:
         ) from None
 
 
-def _remove(path: str, content: str | None) -> bool:
+def _remove(path: str, content: str | None, opener) -> bool:
     """Remove one stand-in if it is still what was made and no session holds it; say if it is gone."""
     directory, name = path.rsplit("/", 1)
     try:
-        parent = _directory(directory)
+        parent = opener.step_to(directory)
+        descriptor = os.open(
+            name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent
+        )
     except OSError as error:
         return error.errno in _GONE
     try:
         try:
-            descriptor = os.open(
-                name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent
-            )
-        except OSError as error:
-            return error.errno in _GONE
-        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        mode = os.fstat(descriptor).st_mode
+        if content is None and stat.S_ISDIR(mode):
+            # A directory that the user has put something into stays.
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.rmdir(name, dir_fd=parent)
             except OSError:
-                return False
-            mode = os.fstat(descriptor).st_mode
-            if content is None and stat.S_ISDIR(mode):
-                # A directory that the user has put something into stays.
-                try:
-                    os.rmdir(name, dir_fd=parent)
-                except OSError:
-                    pass
-            elif content is not None and stat.S_ISREG(mode):
-                expected = content.encode("utf-8", "surrogateescape")
-                # Nothing is what a kill or a full disk left of it.
-                if os.read(descriptor, len(expected) + 1) in (b"", expected):
-                    os.unlink(name, dir_fd=parent)
-        finally:
-            os.close(descriptor)
+                pass
+        elif content is not None and stat.S_ISREG(mode):
+            expected = content.encode("utf-8", "surrogateescape")
+            # Nothing is what a kill or a full disk left of it.
+            if os.read(descriptor, len(expected) + 1) in (b"", expected):
+                os.unlink(name, dir_fd=parent)
     finally:
-        os.close(parent)
+        os.close(descriptor)
     return True

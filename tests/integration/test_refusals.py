@@ -102,7 +102,7 @@ def test_a_directory_of_links_is_refused_as_an_instance(world, tmp_path):
     (instance,) = world.instances()
     instance.rename(tmp_path / "elsewhere")
     instance.symlink_to(tmp_path / "elsewhere")
-    refused(world.inside("true"), str(instance), "symbolic link")
+    refused(world.inside("true"), str(instance), "does not follow links")
 
 
 def test_check_succeeds_where_a_launch_would_work_and_leaves_nothing(world):

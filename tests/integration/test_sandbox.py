@@ -415,6 +415,34 @@ def test_a_sandbox_with_a_mount_too_many_does_not_start(world):
     assert "/tmp/extra is mounted, which the plan does not say" in result.stderr
 
 
+ONE_SECRET_MORE = """
+import sys
+sys.path.insert(0, {root!r})
+from claudebox import command, main, pipeline
+composed = pipeline.compose
+secret = dict(kind="ro-bind", source={secret!r}, target="/mnt", reason="system")
+def compose(*arguments):
+    plan = composed(*arguments)
+    return dict(plan, mounts=[*plan["mounts"], secret])
+pipeline.compose = compose
+sys.exit(command.run(main.main, ["-y", "--shell", "--", "-c", "echo launched; touch mark"]))
+"""
+
+
+def test_a_plan_made_just_now_is_held_against_the_policy_before_its_payload_starts(world):
+    """That happens beside bwrap's work: what it refuses leaves nothing behind either."""
+    root = os.path.dirname(world.environment["PATH"].split(":")[0])
+    secret = world.home / ".ssh"
+    secret.mkdir()
+    before = sorted(os.listdir(world.project))
+    script = ONE_SECRET_MORE.format(root=root, secret=str(secret))
+    result = world.run("/usr/bin/python3", "-I", "-S", "-c", script)
+    assert "launched" not in result.stdout
+    assert result.returncode == 1
+    assert f"the mount source {secret} would expose a secret" in result.stderr.splitlines()[-1]
+    assert sorted(os.listdir(world.project)) == before
+
+
 def test_known_limit_a_program_of_the_project_can_be_made_set_user_id(world):
     world.inside("cp /bin/true program && chmod 4755 program")
     assert (world.project / "program").stat().st_mode & 0o4000

@@ -70,6 +70,12 @@ def test_what_the_session_left_is_told_also_when_the_launcher_fails(monkeypatch,
         def __getattr__(self, _name):
             return lambda *_: None
 
+        def processes(self):
+            return [0, 0, 0]
+
+        def expect_mounts(self, _plan):
+            return Held()
+
         def abandon(self):
             told.append("ended")
 

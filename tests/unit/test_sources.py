@@ -55,7 +55,7 @@ def look(monkeypatch):
         table = {point: sources._Mount(0, "tmpfs", list(options)) for point in ("/", *points)}
         monkeypatch.setattr(sources, "_table", lambda process: {} if process == "self" else table)
         expected = {str(target): status for target, status in expected.items()}
-        sources.refuse_other_mounts({"mounts": made}, os.getpid(), expected)
+        sources.Expectation({"mounts": made}, expected).refuse_other(os.getpid())
 
     return compare
 

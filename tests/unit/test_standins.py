@@ -8,7 +8,7 @@ import pytest
 
 from claudebox import Failure, protection
 from claudebox import git as discovery
-from claudebox.sandbox import standins, state
+from claudebox.sandbox import sources, standins, state
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_a_repository_is_as_it_was_afterwards(plan, directory, project, reposito
 
 
 def test_stand_ins_are_recorded_before_the_first_one_is_made(plan, directory, project, monkeypatch):
-    def killed(_path, _content):
+    def killed(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(standins, "_make", killed)
@@ -130,11 +130,11 @@ def test_a_launch_that_is_killed_at_any_moment_leaves_nothing_for_good(
 ):
     real, calls = standins._make, []
 
-    def killed(path, text):
+    def killed(path, text, opener):
         if len(calls) == after:
             raise KeyboardInterrupt
         calls.append(path)
-        real(path, text)
+        real(path, text, opener)
 
     monkeypatch.setattr(standins, "_make", killed)
     try:
@@ -156,7 +156,7 @@ def test_a_second_session_records_nothing_twice(plan, directory, project):
 
 
 def test_a_launch_after_a_killed_one_records_nothing_twice(plan, directory, monkeypatch):
-    def killed(_path, _content):
+    def killed(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -479,5 +479,5 @@ def test_a_stand_in_that_another_session_removes_meanwhile_ends_the_launch(
 def test_what_is_locked_is_opened_without_following_a_link(tmp_path):
     (tmp_path / "real").write_text("")
     (tmp_path / "link").symlink_to("real")
-    with pytest.raises(Failure, match="cannot be protected"):
-        standins._open(f"{tmp_path}/link")
+    with pytest.raises(Failure, match="cannot be protected"), sources.Opener() as opener:
+        standins._open(f"{tmp_path}/link", opener)
