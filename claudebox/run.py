@@ -128,7 +128,7 @@ class _Sandbox:
         """Return the exit status of the payload, 128 + n if signal n ended it."""
         _, status = os.waitpid(self.pid, 0)
         if self._network is not None:
-            # The kernel takes 25 to 40 ms to remove the tap: that goes on beside what is left to do.
+            # Its end takes the kernel a moment: that goes on beside what is left to do.
             self._network.stop()
         code = os.waitstatus_to_exitcode(status)
         return code if code >= 0 else 128 - code
@@ -482,21 +482,27 @@ def _fork(become_bwrap, program: str, scope, fork) -> int:
 
 
 def _join_internet(plan: dict, become_bwrap, loop, scope, fork):
-    from claudebox import command, net
-    from claudebox.sandbox import inet
+    from claudebox.sandbox import inet_namespaces
 
     network = plan["network"]
-    sidecars = net.sidecar_programs(plan["project"]["root"], network["sidecars"])
-    allowed = [inet.parse_allow(exception) for exception in network.get("allow", ())]
-    return inet.start(
-        become_bwrap,
-        loop,
-        sidecars=sidecars,
-        allow=allowed,
-        on_offline=command.complain,
-        scope=scope,
-        fork=fork,
-    )
+    allowed = network.get("allow", ())
+    listeners = len({exception for exception in allowed if exception.startswith("host:")})
+    namespaces = inet_namespaces.Namespaces(become_bwrap, listeners, scope=scope, fork=fork)
+    try:
+        # While they are made.
+        from claudebox import command, net
+        from claudebox.sandbox import inet
+
+        return inet.start(
+            namespaces,
+            loop,
+            sidecars=net.sidecar_programs(plan["project"]["root"], network["sidecars"]),
+            allow=[inet.parse_allow(exception) for exception in allowed],
+            on_offline=command.complain,
+        )
+    except BaseException:
+        namespaces.end()
+        raise
 
 
 class _NoLoop:

@@ -146,6 +146,7 @@ REFUSALS = {
     "claudebox/protection.py": _unit("protection"),
     "claudebox/sandbox/credentials.py": (_CREDENTIALS,),
     "claudebox/sandbox/inet.py": (_EXCEPTIONS, _TIER),
+    "claudebox/sandbox/inet_namespaces.py": (_TIER,),
     "claudebox/sandbox/limits.py": _unit("control_groups"),
     "claudebox/sandbox/nftables.py": (_NFTABLES,),
     "claudebox/sandbox/sources.py": _unit("sources"),
@@ -788,7 +789,7 @@ WRITTEN = [
     (
         "the filter is there before anything else",
         "claudebox/sandbox/inet.py",
-        "    _install_filter(packets, rules, contents)\n",
+        "        _install_filter(packets, rules, contents)\n",
         "",
         (_TIER, _REACH),
     ),

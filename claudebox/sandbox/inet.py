@@ -1,16 +1,9 @@
 """The inet tier: a network namespace that reaches the internet and nothing nearer.
 
-A process below the launcher, the holder, closes a network namespace of its own with the filter and
-waits until the launcher relays DNS for it; then it becomes bwrap, and while bwrap works a sidecar
-(pasta, else slirp4netns) joins the namespace to the world. bwrap's payload waits for both, and lives
-in a user namespace below the holder's, so that it has no power over the network namespace. The
-sidecar finds the namespace by another process in it, the witness: that of bwrap 0.12 cannot be
-opened in /proc.
-
-The holder is also the first process of a pid namespace, so that its end is the end of everything
-that bwrap started: killed in its first moments, bwrap may leave a child that waits for ever (seen in
-the sources of 0.8 and 0.12). It gets the /proc of that namespace: bwrap looks its child up in /proc
-by the pid that the child has there.
+The namespace is made by inet_namespaces, where bwrap works already. Beside that the launcher gives
+the namespace its filter and relays DNS for it, and a sidecar (pasta, else slirp4netns) joins it to
+the world. bwrap's payload waits for all that, and lives in a user namespace below the holder's, so
+that it has no power over the network namespace.
 """
 
 import _signal
@@ -18,33 +11,24 @@ import _socket
 import errno
 import os
 import select
-import struct
 import sys
 
 from claudebox import Failure, policy
-from claudebox.sandbox import events, libc, netlink, nftables
+from claudebox.sandbox import events, inet_namespaces, libc, netlink, nftables
 from claudebox.sandbox.dns_relay import DnsRelay
+from claudebox.sandbox.inet_namespaces import OTHER_TIERS, TAP, kill_and_reap, setup_failure
 from claudebox.sandbox.port_relay import PortRelay
 
 # Uploads through pasta of 2023-03 stand still now and then, and no switch of the namespace cures that
 # (tried: tcp_wmem, tcp_rto_min_us, tcp_limit_output_bytes, MTU, queue length).
 SIDECARS = ("pasta", "slirp4netns")
 PACKAGES = {"pasta": "passt", "slirp4netns": "slirp4netns"}
-TAP = "tap0"
 DNS_PORT = 53
 
 _ADDRESS, _GATEWAY = "198.18.0.100", "198.18.0.2"
 _PASTA_ADDRESS6, _PASTA_GATEWAY6 = "fd6e:6574:626f::100", "fe80::2"
 _SLIRP_ADDRESS6, _SLIRP_GATEWAY6 = "fd00::100", "fd00::2"  # libslirp's, not to be chosen
-_OTHER_TIERS = "or choose --network none or --network full"
 _SYSTEM_DIRECTORIES = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_SWITCHES = (
-    # Echo requests without privileges.
-    ("ipv4/ping_group_range", b"0 0"),
-    # No address or route from router advertisements, which slirp4netns sends when it pleases.
-    ("ipv6/conf/default/accept_ra", b"0"),
-)
-_MAX_MESSAGE = 8192
 _MAX_WORDS = 600
 
 
@@ -155,7 +139,7 @@ def _not_allowable(text: str, why: str) -> Failure:
 
 
 class InetSession:
-    """A started inet tier: the holder, which is bwrap by now, its sidecar, relays and filter.
+    """A started inet tier: the holder, which is bwrap, its sidecar, relays and filter.
 
     `pid` is a child of the caller, who reaps it; `witness` is one that stops when what is
     inside stops the process group, which `pid` does not; `sidecar` is the name of what joins it to the
@@ -164,10 +148,12 @@ class InetSession:
     SIGKILL and SIGSTOP.
     """
 
-    def __init__(self, loop, on_offline, timeout):
+    def __init__(self, namespaces, loop, on_offline, timeout):
         self.pid = 0
         self.witness = 0
         self.sidecar = ""
+        self._namespaces = namespaces
+        self._route = None
         self._timeout = timeout
         self._joining = None
         self._loop = loop
@@ -178,9 +164,9 @@ class InetSession:
         self._host = None
 
     def stop(self) -> None:
-        """Kill the sidecar without waiting for it: the kernel takes 25 to 40 ms to remove its tap.
+        """Kill the sidecar without waiting for it: for when there is other work to do before close().
 
-        For when the payload has ended and there is other work to do before close().
+        It takes the kernel 25 to 40 ms to put one away that made its tap itself.
         """
         if self._process:
             self._loop.remove(self._process.pidfd)
@@ -194,7 +180,7 @@ class InetSession:
         try:
             self._process = self._joining.finish(self._timeout)
         except OSError as error:
-            raise _setup_failure(error) from error
+            raise setup_failure(error) from error
         finally:
             self._joining.close()
             self._joining = None
@@ -204,7 +190,7 @@ class InetSession:
 
     def end_payload(self) -> None:
         """Kill the holder, and with it all that it started, and reap it."""
-        _kill_and_reap(self.pid)
+        kill_and_reap(self.pid)
 
     def close(self) -> None:
         """End the sidecar and the relays and release every descriptor; more than once is no error."""
@@ -225,8 +211,10 @@ class InetSession:
         if self._filter:
             self._filter.close()
             self._filter = None
-        _kill_and_reap(self.witness)
-        self.witness = 0
+        if self._route:
+            self._route.close()
+            self._route = None
+        self._namespaces.end_witness()
 
     def _go_offline(self, why: str) -> None:
         """Nothing reaches the world any more: have name look-ups fail at once, too, and say so."""
@@ -236,6 +224,11 @@ class InetSession:
         self._process.end()
         self._process = None
         self._relays.pop(0).close()
+        try:
+            # It can outlast its sidecar: whoever connects is to learn at once that nobody hears.
+            netlink.remove_link(self._route, TAP)
+        except OSError:
+            pass
         if self._on_offline:
             self._on_offline(f"the sandbox is offline: {why}")
 
@@ -263,7 +256,7 @@ class InetSession:
 
 
 def start(
-    exec_payload,
+    namespaces,
     loop,
     *,
     sidecars=None,
@@ -271,32 +264,27 @@ def start(
     timeout=10.0,
     resolv_conf="/etc/resolv.conf",
     on_offline=None,
-    scope=None,
-    fork=os.fork,
 ) -> InetSession:
-    """Make the network, have the holder call `exec_payload()`, and begin to join it to the world.
+    """Make the network of the begun `inet_namespaces.Namespaces`, and begin to join it to the world.
 
-    `exec_payload` runs in the holder, which is uid and gid 0 of a user namespace that maps only the
-    caller, and pid 1; it has to exec (bwrap, without --unshare-net) and never to return. It runs
-    only when the filter has been read back and the relays wait; start() returns when the exec has
-    happened. What bwrap starts has to wait for `wait_until_joined`. `loop` is an events.Loop.
-    `sidecars` are (name, path) pairs to try in order, by default find_sidecars(); `allow` what
-    parse_allow returned; `timeout` seconds for each step; `on_offline(message)` is called once if
-    the sidecar ends before close(). `scope()` is called in the process whose children the holder and
-    the witness are: it restricts both. `fork()` makes that process.
+    Their holder's payload runs by then; what that starts has to wait for `wait_until_joined`. The
+    filter has been read back and the relays wait before a sidecar is started. `loop` is an
+    events.Loop. `sidecars` are (name, path) pairs to try in order, by default find_sidecars();
+    `allow` what parse_allow returned, for whose "host" ports the namespaces have listeners;
+    `timeout` seconds for each step; `on_offline(message)` is called once if the sidecar ends before
+    close().
 
-    Raises Failure, having ended everything that it began.
+    Raises Failure, having ended everything that was begun.
     """
-    if sidecars is None:
-        sidecars = find_sidecars()
-    if not sidecars:
-        raise Failure(
-            "no program to join the sandbox to the internet: neither pasta nor slirp4netns is installed",
-            f"install the package passt (or slirp4netns), {_OTHER_TIERS}",
-        )
-    session = InetSession(loop, on_offline, timeout)
-    control = None
+    session = InetSession(namespaces, loop, on_offline, timeout)
     try:
+        if sidecars is None:
+            sidecars = find_sidecars()
+        if not sidecars:
+            raise Failure(
+                "no program to join the sandbox to the internet: neither pasta nor slirp4netns is installed",
+                f"install the package passt (or slirp4netns), {OTHER_TIERS}",
+            )
         # Subscribed before the dump, so that no change falls between them.
         session._host = netlink.Connection(
             netlink.NETLINK_ROUTE, netlink.GROUPS_ADDRESSES_AND_ROUTES
@@ -304,265 +292,41 @@ def start(
         host_route = netlink.Connection(netlink.NETLINK_ROUTE)
         contents = nftables.sets(*netlink.host_networks(host_route))
         host_route.close()
-        ports = sorted({each[1] for each in allow if each[0] == "host"})
         rules = nftables.rules([each[1:] for each in allow if each[0] == "net"])
-        control, session.pid, session.witness, descriptors = _start_holder(
-            exec_payload, rules, contents, ports, timeout, scope, fork
-        )
-        route = netlink.Connection(netlink.NETLINK_ROUTE, descriptor=descriptors.pop(0))
-        session._filter = nftables.Filter(
-            netlink.Connection(netlink.NETLINK_NETFILTER, descriptor=descriptors.pop(0)), contents
-        )
+        session.witness = namespaces.witness
+        session.pid = namespaces.wait_for_holder()
+        descriptors = namespaces.sockets()
+        session._route = netlink.Connection(netlink.NETLINK_ROUTE, descriptor=descriptors.pop(0))
+        packets = netlink.Connection(netlink.NETLINK_NETFILTER, descriptor=descriptors.pop(0))
+        session._filter = nftables.Filter(packets, contents)
         sockets = [_socket.socket(fileno=each) for each in descriptors]
+        netlink.set_link_up(session._route, netlink.LOOPBACK_INDEX)
+        _install_filter(packets, rules, contents)
+        for socket in sockets[:2]:
+            _bind(socket, DNS_PORT)
         session._relays.append(DnsRelay(loop, sockets.pop(0), sockets.pop(0), resolv_conf))
-        for port in ports:
-            # Told by their ports: there is one listener where the kernel has no IPv6.
-            chosen = [each for each in sockets if each.getsockname()[1] == port]
-            session._relays.append(PortRelay(loop, chosen, port))
-        session._joining = _Joining(session.witness, sidecars, route)
-        control.send(b"go")
+        for port in sorted(listened_on(allow)):
+            listeners = [sockets.pop(0)]
+            # There is one where the kernel has no IPv6.
+            if sockets and sockets[0].family == _socket.AF_INET6:
+                listeners.append(sockets.pop(0))
+            listeners = [each for each in listeners if _bind(each, port)]
+            session._relays.append(PortRelay(loop, listeners, port))
+        session._joining = _Joining(session.witness, sidecars, session._route)
         session._joining.begin()
-        _hear(control)
+        namespaces.wait_for_exec()
         return session
     except BaseException as error:
         session.close()
-        session.end_payload()
+        namespaces.end()
         if isinstance(error, OSError):
-            raise _setup_failure(error) from error
+            raise setup_failure(error) from error
         raise
-    finally:
-        if control:
-            control.close()
 
 
-def _setup_failure(error: OSError) -> Failure:
-    return Failure(
-        f"the sandbox's network could not be made: {error}",
-        f"see what `claudebox net check inet` says, {_OTHER_TIERS}",
-    )
-
-
-def _hear(control) -> tuple:
-    """Wait for the holder's next message: (text, descriptors), both empty when it has exec'ed."""
-    room = _socket.CMSG_SPACE(4 * 253)
-    try:
-        message, attached, _, _ = control.recvmsg(_MAX_MESSAGE, room, _socket.MSG_CMSG_CLOEXEC)
-    except TimeoutError:
-        raise OSError("the process that holds the network namespace does not answer") from None
-    if message.startswith(b"failed"):
-        _, what, todo = message.decode(errors="replace").split("\0")
-        raise Failure(what, todo)
-    descriptors = []
-    for _, _, data in attached:
-        descriptors += [each[0] for each in struct.iter_unpack("i", data[: len(data) & ~3])]
-    return message, descriptors
-
-
-# --- the holder
-
-
-def _start_holder(
-    exec_payload,
-    rules: list,
-    contents: dict,
-    ports: list,
-    timeout: float,
-    scope=None,
-    fork=os.fork,
-) -> tuple:
-    """Start the holder: (control socket, its pid, the witness's, descriptors handed over; see _hold).
-
-    Only a child of a process that did unshare(CLONE_NEWPID) is in the new pid namespace. So the
-    launcher's child makes the namespaces, forks both and ends, and the launcher adopts them.
-    """
-    kind = _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC
-    ours, theirs = _socket.socketpair(_socket.AF_UNIX, kind)
-    ours.settimeout(timeout)
-    launcher = os.getpid()
-    identity = os.geteuid(), os.getegid()
-    libc.adopt_orphans(True)
-    maker = fork()
-    if maker == 0:
-        with _end_of_process(theirs):
-            _signal.set_wakeup_fd(-1)
-            libc.die_with(launcher)
-            ours.close()
-            if scope is not None:
-                scope()
-            _make_namespaces(*identity)
-            witness = _start_witness(launcher)
-            # In the pid namespace the witness would hold up the end of the holder.
-            libc.unshare(libc.CLONE_NEWPID | libc.CLONE_NEWNS)
-            end_of_maker, held_by_maker = os.pipe()
-            holder = os.fork()
-            if holder:
-                theirs.send(b"pid %d %d" % (holder, witness))
-                os._exit(0)
-            # So that the launcher knows the holder before it hears from it.
-            os.close(held_by_maker)
-            os.read(end_of_maker, 1)
-            _hold(theirs, rules, contents, ports)
-            exec_payload()
-            raise Failure("the sandbox did not start", "report this as a bug of claudebox")
-    theirs.close()
-    holder, witness, descriptors = 0, 0, []
-    try:
-        while not (holder and descriptors):
-            message, attached = _hear(ours)
-            if message.startswith(b"pid "):
-                holder, witness = [int(pid) for pid in message[4:].split()]
-            elif attached:
-                descriptors = attached
-            else:
-                raise OSError("the process that holds the network namespace has ended")
-        os.waitpid(maker, 0)
-        maker = 0
-    except BaseException:
-        ours.close()
-        for each in descriptors:
-            os.close(each)
-        _kill_and_reap(maker, holder, witness)
-        raise
-    finally:
-        libc.adopt_orphans(False)
-    return ours, holder, witness, descriptors
-
-
-def _start_witness(launcher: int) -> int:
-    """Start a process that waits for its end; returns its pid.
-
-    It is in the process group, the network namespace and the scope of what is inside, and in no pid
-    namespace of its own: the launcher sees it stop, and adopts it as it does the holder.
-    """
-    alive = os.pidfd_open(launcher)
-    pid = os.fork()
-    if pid == 0:
-        try:
-            for number in (_signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM, _signal.SIGHUP):
-                _signal.signal(number, _signal.SIG_IGN)
-            # Every pipe that was inherited would miss its end.
-            os.dup2(alive, 0)
-            os.closerange(1, os.sysconf("SC_OPEN_MAX"))
-            select.select([0], [], [])
-        finally:
-            os._exit(0)
-    os.close(alive)
-    return pid
-
-
-def _kill_and_reap(*pids: int) -> None:
-    for pid in pids:
-        if pid:
-            os.kill(pid, _signal.SIGKILL)
-            os.waitpid(pid, 0)
-
-
-class _end_of_process:
-    """A block of a forked child, which tells the launcher what went wrong and never leaves the block."""
-
-    def __init__(self, control):
-        self._control = control
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, _, error, __):
-        try:
-            if isinstance(error, OSError):
-                error = _setup_failure(error)
-            elif not isinstance(error, Failure):
-                words = f"{type(error).__name__}: {error}"
-                error = Failure(words, "report this as a bug of claudebox")
-            text = "\0".join(["failed", *[each.replace("\0", " ") for each in error.args]])
-            self._control.send(text.encode(errors="replace")[:_MAX_MESSAGE])
-        finally:
-            os._exit(125)
-
-
-def _hold(control, rules: list, contents: dict, ports: list) -> None:
-    """Make the filter, hand over the sockets, and return when the launcher says go.
-
-    The sockets are, in order: rtnetlink, nfnetlink, DNS over UDP, DNS over TCP, and listeners for
-    the ports of the host's loopback. A launcher that is gone is an end of file on `control`.
-    """
-    route = netlink.Connection(netlink.NETLINK_ROUTE)
-    netlink.set_link_up(route, netlink.LOOPBACK_INDEX)
-    packets = netlink.Connection(netlink.NETLINK_NETFILTER)
-    _install_filter(packets, rules, contents)
-    for name, value in _SWITCHES:
-        try:
-            _write(f"/proc/sys/net/{name}", value)
-        except OSError:  # read-only in a container
-            pass
-    sockets = [
-        _bound(_socket.AF_INET, _socket.SOCK_DGRAM, DNS_PORT),
-        _bound(_socket.AF_INET, _socket.SOCK_STREAM, DNS_PORT),
-    ]
-    for port in ports:
-        sockets.append(_bound(_socket.AF_INET, _socket.SOCK_STREAM, port))
-        try:
-            sockets.append(_bound(_socket.AF_INET6, _socket.SOCK_STREAM, port))
-        except OSError:  # a kernel without IPv6
-            pass
-    handed = [route, packets, *sockets]
-    rights = struct.pack(f"{len(handed)}i", *[each.fileno() for each in handed])
-    control.sendmsg([b"ready"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
-    for each in handed:
-        each.close()
-    if not control.recv(_MAX_MESSAGE):
-        os._exit(125)
-    # By now the launcher is the parent. If it ended before this request, that is seen below.
-    libc.die_with_parent()
-    try:
-        control.recv(_MAX_MESSAGE, _socket.MSG_DONTWAIT)
-        os._exit(125)
-    except BlockingIOError:
-        pass
-    _mount_proc()
-
-
-def _mount_proc() -> None:
-    try:
-        libc.mount_proc()
-    except OSError as error:
-        raise Failure(
-            f"this host does not let you mount a new /proc, which every sandbox needs: {error.strerror}",
-            "this may be a container that hides parts of its /proc: start claudebox outside",
-        ) from error
-
-
-def _make_namespaces(uid: int, gid: int) -> None:
-    """Become uid and gid 0 of a new user namespace, owner of a network namespace that is new, too."""
-    try:
-        libc.unshare(libc.CLONE_NEWUSER | libc.CLONE_NEWNET)
-        # slirp4netns does setegid(0) in this namespace; setgroups has to be denied before gid_map.
-        _write("/proc/self/setgroups", b"deny")
-        _write("/proc/self/uid_map", b"0 %d 1" % uid)
-        _write("/proc/self/gid_map", b"0 %d 1" % gid)
-    except OSError as error:
-        raise Failure(
-            f"this host does not let you make namespaces: {error}", _namespace_cure()
-        ) from error
-
-
-def _namespace_cure() -> str:
-    """What to do about refused user namespaces, from the switches that Linux distributions have."""
-    for name, forbids in (
-        ("kernel/apparmor_restrict_unprivileged_userns", b"1"),
-        ("kernel/unprivileged_userns_clone", b"0"),
-        ("user/max_user_namespaces", b"0"),
-    ):
-        try:
-            with open(f"/proc/sys/{name}", "rb") as switch:
-                value = switch.read().strip()
-        except OSError:
-            continue
-        if value == forbids:
-            return (
-                f"/proc/sys/{name} is {value.decode()}, which forbids them: let `claudebox doctor`"
-                f" explain how to change that, {_OTHER_TIERS}"
-            )
-    return f"see what `claudebox doctor` says, {_OTHER_TIERS}"
+def listened_on(allow) -> set[int]:
+    """Return the ports of the host's loopback among what `parse_allow` returned."""
+    return {each[1] for each in allow if each[0] == "host"}
 
 
 def _install_filter(packets: netlink.Connection, rules: list, contents: dict) -> None:
@@ -571,27 +335,25 @@ def _install_filter(packets: netlink.Connection, rules: list, contents: dict) ->
     except OSError as error:
         raise Failure(
             f"the filter that keeps the sandbox to the internet could not be installed: {error}",
-            f"nftables is needed (`modprobe nf_tables` as root), {_OTHER_TIERS}",
+            f"nftables is needed (`modprobe nf_tables` as root), {OTHER_TIERS}",
         ) from error
 
 
-def _bound(family: int, kind: int, port: int):
-    """A socket on the loopback of the present network namespace, listening if it is a stream."""
-    socket = _socket.socket(family, kind | _socket.SOCK_CLOEXEC)
-    if family == _socket.AF_INET6:
-        socket.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, 1)
-    socket.bind((b"127.0.0.1" if family == _socket.AF_INET else b"::1", port))
-    if kind == _socket.SOCK_STREAM:
-        socket.listen(64)
-    return socket
-
-
-def _write(path: str, content: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+def _bind(socket, port: int) -> bool:
+    """Bind a socket to its loopback, listening if it is a stream; say whether there is one of IPv6."""
     try:
-        os.write(descriptor, content)
-    finally:
-        os.close(descriptor)
+        if socket.family == _socket.AF_INET6:
+            socket.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, 1)
+        socket.bind((b"127.0.0.1" if socket.family == _socket.AF_INET else b"::1", port))
+    except OSError:
+        if socket.family != _socket.AF_INET6:
+            raise
+        # A kernel that has IPv6 switched off.
+        socket.close()
+        return False
+    if socket.type == _socket.SOCK_STREAM:
+        socket.listen(64)
+    return True
 
 
 # --- the sidecar
@@ -640,13 +402,15 @@ class _Joining:
                     words = f": {words}" if words else ""
                     self._complaints.append(f"{process.name}: {error}{words}")
                     process.end()
+                    # The next one is to find nothing of what this one gave it.
+                    netlink.remove_link(self._route, TAP)
                 except BaseException:
                     process.end()
                     raise
             if not self._remaining:
                 raise Failure(
                     f"the sandbox could not be joined to the internet: {'; '.join(self._complaints)}",
-                    f"see what `claudebox net check inet` says, {_OTHER_TIERS}",
+                    f"see what `claudebox net check inet` says, {OTHER_TIERS}",
                 )
             self.begin()
 
@@ -662,7 +426,6 @@ class _Joining:
         if self._process:
             self._process.end()
             self._process = None
-        self._route.close()
 
 
 def _add_ipv6(route: netlink.Connection, index: int) -> None:
@@ -839,17 +602,23 @@ def _try_tun() -> tuple:
 
 
 def _try_namespaces() -> tuple:
-    """Make the namespaces and the filter in a process that then ends."""
+    """Make the namespaces and the filter in processes that then end."""
+    namespaces = inet_namespaces.Namespaces(_sleep)
     try:
-        control, holder, witness, descriptors = _start_holder(
-            lambda: os._exit(0), nftables.rules(), nftables.sets(), [], 10.0
-        )
-        control.close()
-        _kill_and_reap(holder, witness)
-        for each in descriptors:
+        contents = nftables.sets()
+        namespaces.wait_for_holder()
+        route, packets, *others = namespaces.sockets()
+        for each in (route, *others):
             os.close(each)
+        connection = netlink.Connection(netlink.NETLINK_NETFILTER, descriptor=packets)
+        try:
+            _install_filter(connection, nftables.rules(), contents)
+        finally:
+            connection.close()
     except (Failure, OSError) as error:
         return False, str(error)
+    finally:
+        namespaces.end()
     return True, "a namespace was made and its filter installed and read back"
 
 
@@ -862,7 +631,7 @@ def _try_sidecar(name: str, path: str) -> tuple:
     loop = events.Loop()
     begin = events.now()
     try:
-        session = start(_sleep, loop, sidecars=[(name, path)])
+        session = start(inet_namespaces.Namespaces(_sleep), loop, sidecars=[(name, path)])
         try:
             session.wait_until_joined()
         finally:

@@ -24,7 +24,7 @@ LOOPBACK_INDEX = 1  # in every network namespace
 # RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE
 GROUPS_ADDRESSES_AND_ROUTES = 0x10 | 0x40 | 0x100 | 0x400
 
-RTM_NEWLINK, RTM_GETLINK = 16, 18
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_GETADDR = 20, 22
 RTM_NEWROUTE, RTM_GETROUTE = 24, 26
 
@@ -38,6 +38,7 @@ _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA = 1, 4, 5, 9, 18
 _RTM_F_CLONED = 0x200
 # unicast, local, broadcast, anycast, multicast; not blackhole, unreachable, prohibit, throw
 _ROUTE_TYPES_THAT_DELIVER = (1, 2, 3, 4, 5)
+_ENODEV = 19
 _RECEIVE = 1 << 17  # a dump's datagram has at most 32 KiB
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
@@ -83,7 +84,7 @@ class Connection:
     `groups` subscribes to multicast (RTMGRP_*). `descriptor` takes over a socket made elsewhere:
     netlink_net_capable() asks for CAP_NET_ADMIN in the owner of the *socket's* namespace, from both
     who opened it and who sends, and the creator of a user namespace has every capability in it. So
-    the launcher may use a socket that the holder opened, and nothing inside the sandbox may.
+    the launcher may use a socket that the witness opened, and nothing inside the sandbox may.
     """
 
     def __init__(self, protocol: int, groups: int = 0, descriptor: int = -1):
@@ -92,10 +93,10 @@ class Connection:
         else:
             kind = _socket.SOCK_RAW | _socket.SOCK_CLOEXEC
             self.socket = _socket.socket(_socket.AF_NETLINK, kind, protocol)
-            self.socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, 1 << 20)
-            self.socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
-            self.socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
-            self.socket.bind((0, groups))
+        self.socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, 1 << 20)
+        self.socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
+        self.socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
+        self.socket.bind((0, groups))
         self.socket.settimeout(5)
         self._sequence = 0
 
@@ -209,6 +210,16 @@ def set_link_up(route: Connection, index: int) -> None:
     """Bring an interface up."""
     body = struct.pack("=BxHiII", 0, 0, index, _IFF_UP, _IFF_UP)
     route.request([(RTM_NEWLINK, ACKNOWLEDGE, body)])
+
+
+def remove_link(route: Connection, name: str) -> None:
+    """Remove an interface and what it was given; one that is not there is no error."""
+    body = bytes(16) + attribute(_IFLA_IFNAME, name.encode() + b"\0")
+    try:
+        route.request([(RTM_DELLINK, ACKNOWLEDGE, body)])
+    except NetlinkError as error:
+        if error.errno != _ENODEV:
+            raise
 
 
 def add_address(route: Connection, index: int, address: bytes, length: int) -> None:

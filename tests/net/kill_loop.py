@@ -53,7 +53,8 @@ def children() -> list:
 
 
 def main(options: dict) -> None:
-    libc.adopt_orphans(True)
+    # PR_SET_CHILD_SUBREAPER
+    libc.call("prctl", 36, 1, 0, 0, 0)
     config = {"payload": ["/bin/sleep", "1000"], "sidecars": [options["sidecar"]]}
     config["resolv_conf"] = options["resolv_conf"]
     moments = random.Random(options["seed"])

@@ -14,7 +14,7 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from claudebox import Failure
-from claudebox.sandbox import events, inet, nftables
+from claudebox.sandbox import events, inet, inet_namespaces, nftables
 
 GATE = 'echo ready >&"$1"; read answer <&"$2" || exit 125; shift 2; exec "$@"'
 
@@ -49,7 +49,7 @@ def break_on_purpose(what: str) -> None:
         whole_batches = nftables.batches
         nftables.batches = lambda rules, sets: whole_batches(rules[:-3], sets)
     elif what == "holder hangs":
-        inet._make_namespaces = lambda *_: time.sleep(100)
+        inet_namespaces._make_namespaces = lambda *_: time.sleep(100)
 
 
 def launch(config: dict, loop, on_offline):
@@ -69,12 +69,15 @@ def launch(config: dict, loop, on_offline):
             return
         bwrap(config["payload"], (ready_end, answer_end), identity)
 
+    allow = [inet.parse_allow(each) for each in config.get("allow", [])]
+    timeout = config.get("timeout", 10)
+    listeners = len(inet.listened_on(allow))
     session = inet.start(
-        exec_payload,
+        inet_namespaces.Namespaces(exec_payload, listeners, timeout),
         loop,
         sidecars=config.get("sidecars"),
-        allow=[inet.parse_allow(each) for each in config.get("allow", [])],
-        timeout=config.get("timeout", 10),
+        allow=allow,
+        timeout=timeout,
         resolv_conf=config.get("resolv_conf", "/etc/resolv.conf"),
         on_offline=on_offline,
     )

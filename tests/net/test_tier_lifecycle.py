@@ -10,7 +10,7 @@ import pytest
 from rig import HERE, PYTHON, SIDECARS, SYSTEM_PATH, open_directory, sidecar
 
 from claudebox import Failure
-from claudebox.sandbox import inet
+from claudebox.sandbox import inet, inet_namespaces
 
 KILLS = 200
 
@@ -66,7 +66,7 @@ def test_no_sidecar_installed_is_refused_with_what_to_install(world):
         ("kill -9 $$", "killed by signal 9"),
         ("sleep 100", "not ready after 0.5 s"),
         ("exec >&- ; sleep 100", "not ready after 0.5 s"),
-        ("echo 1; sleep 100", "No such device"),
+        ("echo 1; sleep 100", "the interface tap0 is down"),
         ("trap '' TERM INT HUP; sleep 100 & sleep 100", "not ready after 0.5 s"),
     ],
     ids=["exits", "dies", "hangs", "closes its stdout", "lies", "clings"],
@@ -248,12 +248,12 @@ def test_a_process_that_ends_before_the_network_is_made_is_noticed(monkeypatch):
     def rang(_number, _frame):
         raise AssertionError("its end was not noticed")
 
-    monkeypatch.setattr(inet, "_make_namespaces", lambda *_: os._exit(3))
+    monkeypatch.setattr(inet_namespaces, "_make_namespaces", lambda *_: os._exit(3))
     signal.signal(signal.SIGALRM, rang)
     signal.alarm(20)
     try:
         with pytest.raises(OSError, match="has ended"):
-            inet._start_holder(lambda: None, [], {}, [], 5.0)
+            inet_namespaces.Namespaces(lambda: None).wait_for_holder()
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -269,7 +269,7 @@ def test_a_join_that_the_kernel_refuses_is_a_failure_and_is_released():
         def close(self):
             Joining.closed = True
 
-    session = inet.InetSession(None, None, 1.0)
+    session = inet.InetSession(None, None, None, 1.0)
     session._joining = Joining()
     with pytest.raises(Failure, match="network could not be made: .*no more"):
         session.wait_until_joined()
@@ -279,14 +279,18 @@ def test_a_join_that_the_kernel_refuses_is_a_failure_and_is_released():
 @pytest.mark.parametrize(
     ("call", "what", "words"),
     [
-        ("unshare", lambda: inet._make_namespaces(0, 0), "does not let you make namespaces"),
-        ("mount_proc", lambda: inet._mount_proc(), "does not let you mount a new /proc"),
+        (
+            "unshare",
+            lambda: inet_namespaces._make_namespaces(0, 0),
+            "does not let you make namespaces",
+        ),
+        ("mount_proc", lambda: inet_namespaces._mount_proc(), "does not let you mount a new /proc"),
     ],
 )
 def test_a_host_that_forbids_a_step_is_named(monkeypatch, call, what, words):
     def refuse(*_):
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(inet.libc, call, refuse)
+    monkeypatch.setattr(inet_namespaces.libc, call, refuse)
     with pytest.raises(Failure, match=words):
         what()
