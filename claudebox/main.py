@@ -1,5 +1,6 @@
 """The dispatcher: `claudebox` runs the default pipeline, `claudebox SUB` execs `claudebox-SUB`."""
 
+import gc
 import os
 import sys
 
@@ -18,6 +19,9 @@ _EPILOG = f"""subcommands: {", ".join(COMMANDS)}, and every claudebox-NAME on PA
 
 def entry(argv: list[str]) -> int:
     """Run the command whose executable is `argv[0]` and return its exit status."""
+    # Its full collections take a millisecond of a launch, and no command lives long enough to need
+    # them but a session.
+    gc.disable()
     name = os.path.basename(argv[0])
     arguments = argv[1:]
     if name.startswith("claudebox-") and name[len("claudebox-") :] in COMMANDS:

@@ -2,6 +2,7 @@
 
 import _signal
 import fcntl
+import gc
 import os
 import sys
 
@@ -288,6 +289,7 @@ def _attend(sandbox: _Sandbox, loop, mirror) -> int:
         loop.add(mirror.descriptor, mirror.changed)
     if not loop.busy():
         return sandbox.wait()
+    gc.enable()
     process = os.pidfd_open(sandbox.pid)
     loop.add(process, lambda _events: loop.stop())
     loop.run()
