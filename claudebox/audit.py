@@ -562,6 +562,9 @@ def main(arguments: list[str]) -> int:
         help="print the audit as JSON instead of the plan; ask nothing",
     )
     options = parser.parse_args(arguments)
+    # What is shown needs them: imported while the stages before this one are at work.
+    from claudebox.sandbox import landlock, limits  # noqa: F401
+
     plan = command.read_plan(whole=True)
     if options.json:
         show(plan, sys.stdout, as_json=True)

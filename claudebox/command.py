@@ -194,6 +194,9 @@ def read_plan(whole: bool = False, or_refuse: bool = False) -> dict:
     from claudebox import plan
 
     if not sys.stdin.isatty():
+        # While the stage before this one is at work.
+        from claudebox import json_text, plan_schema  # noqa: F401
+
         return plan.read(sys.stdin.buffer)
     if or_refuse:
         raise Failure(

@@ -422,7 +422,9 @@ def _spawn(plan: dict, restored: list[int], loop, fork=os.fork) -> _Sandbox:
 
     `fork` is called instead of os.fork() for the process that everything else comes from.
     """
-    if not _env_restores_signals():
+    in_internet = plan["network"]["tier"] == "inet"
+    # There bwrap is the first process of a pid namespace, which hears none of these anyway.
+    if in_internet or not _env_restores_signals():
         restored = []
     arguments = bwrap.arguments(plan)
     files, expected = _descriptors(bwrap.descriptors(arguments), plan["bwrap"]["bind_fd"])
@@ -458,7 +460,7 @@ def _spawn(plan: dict, restored: list[int], loop, fork=os.fork) -> _Sandbox:
 
     network = None
     try:
-        if plan["network"]["tier"] == "inet":
+        if in_internet:
             network = _join_internet(plan, become_bwrap, loop, scope, fork)
             pid = network.pid
         else:
@@ -632,9 +634,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("plan", nargs="?", choices=["-"], metavar="-", help="standard input")
     parser.add_argument("--dry-run", action="store_true", help="print the command; launch nothing")
     options = parser.parse_args(arguments)
+    # What the launch needs is imported while the stages before this one are at work.
+    from claudebox import enforcement
+    from claudebox.sandbox import landlock, limits, sources, standins, state, watch  # noqa: F401
+
     plan = command.read_plan(or_refuse=True)
     if options.dry_run:
-        from claudebox import dry_run, enforcement
+        from claudebox import dry_run
 
         enforcement.refuse_unsafe(plan)
         sys.stdout.flush()
