@@ -221,7 +221,6 @@ def launch(plan: dict, at_gate=None) -> int:
         loop = _event_loop(plan, mirror)
         groups = limits.Groups(plan["limits"])
         sandbox = _spawn(plan, restored, loop, groups.fork)
-        groups.begin_to_move(sandbox.pid)
         # While bwrap works, which takes longer than all of this.
         if at_gate is not None:
             at_gate()

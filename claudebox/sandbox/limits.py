@@ -96,13 +96,14 @@ def _places_of_version_2(here: str, top: str) -> list[_Place]:
 class Groups:
     """The control groups of one session, as far as this host lets it have some; close() removes them.
 
-    Those of version 1, in which a process cannot begin, are made when the first one is moved.
+    Those of version 1, in which a process cannot begin, are made after the fork.
     """
 
     def __init__(self, limits: dict):
         self._made = []
         self._to_move = []
         self._moving = None
+        self._failure = None
         self._descriptor = None
         self._wanted = {
             CONTROLLERS[key]: limits[key] for key in CONTROLLERS if limits[key] is not None
@@ -144,26 +145,28 @@ class Groups:
             self._to_move.append(group)
 
     def fork(self) -> int:
-        """As os.fork(), with the child in the group of version 2.
+        """As os.fork(), with the child in the group of version 2, or soon in those of version 1.
 
         To move a process the kernel waits for all processors, some 10 ms: one that is made in its
-        group need not be moved.
+        group need not be moved, and others are moved beside other work.
         """
-        if self._descriptor is None:
-            return os.fork()
+        if self._descriptor is not None:
+            try:
+                return libc.fork_into(self._descriptor)
+            except OSError:
+                # A container may have no clone3.
+                self._to_move.append(self._made[-1])
+        child = os.fork()
+        if child != 0:
+            self._begin_to_move(child)
+        return child
+
+    def _begin_to_move(self, process: int) -> None:
+        """Move a process; `move` waits for that, says what failed, and finds it quickly done again."""
         try:
-            return libc.fork_into(self._descriptor)
-        except OSError:
-            # A container may have no clone3.
-            self._to_move.append(self._made[-1])
-            return os.fork()
-
-    def begin_to_move(self, process: int) -> None:
-        """Move a process beside other work; `move` waits for that, and finds it quickly done again.
-
-        Raises Failure if a group cannot be made.
-        """
-        self._make_all(1)
+            self._make_all(1)
+        except Failure as failure:
+            self._failure = failure
         if self._to_move:
             from _thread import allocate_lock, start_new_thread
 
@@ -191,8 +194,13 @@ class Groups:
                 _write(f"{group}/cgroup.procs", process)
 
     def move(self, processes: list[int]) -> None:
-        """Move `processes` into the groups that they were not made in."""
+        """Move `processes` into the groups that they were not made in.
+
+        Raises Failure if there is a group that could not be made, OSError if one takes no process.
+        """
         self._wait()
+        if self._failure is not None:
+            raise self._failure
         self._move(processes)
 
     def close(self) -> None:

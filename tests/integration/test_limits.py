@@ -181,10 +181,10 @@ sys.path.insert(0, "")
 from claudebox.sandbox import limits
 print(limits.enforceable(os.getuid()))
 made = limits.Groups({"processes": 5, "memory": 1 << 26, "tmp": None})
+told, tell = os.pipe()
 child = made.fork()
 if child == 0:
-    made.begin_to_move(os.getpid())
-    made.move([os.getpid()])
+    os.read(told, 1)
     n = 0
     try:
         for n in range(9):
@@ -194,6 +194,8 @@ if child == 0:
     except OSError:
         print("stopped at", n + 1, flush=True)
     os._exit(0)
+made.move([child])
+os.write(tell, b".")
 os.waitpid(child, 0)
 """
 

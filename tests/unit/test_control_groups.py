@@ -154,7 +154,11 @@ def test_a_group_of_version_2_gets_both_limits_and_no_swap(places):
 def test_groups_of_version_1_get_one_limit_each_and_the_processes(places):
     pids, memory = places((["pids"], 1), (["memory"], 1))
     groups = limits.Groups(LIMITS)
-    groups.begin_to_move(7)
+    assert not os.path.exists(pids)
+    child = groups.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
     groups.move([8])
     assert content(pids) == {"pids.max": "100", "cgroup.procs": "8"}
     assert content(memory) == {
@@ -166,7 +170,9 @@ def test_groups_of_version_1_get_one_limit_each_and_the_processes(places):
 
 def test_what_is_not_limited_needs_no_group(places):
     pids, memory = places((["pids"], 1), (["memory"], 1))
-    limits.Groups({"processes": None, "memory": 1, "tmp": None}).begin_to_move(7)
+    groups = limits.Groups({"processes": None, "memory": 1, "tmp": None})
+    groups._begin_to_move(7)
+    groups.move([7])
     assert not os.path.exists(pids) and os.path.exists(memory)
 
 
@@ -193,3 +199,19 @@ def test_a_group_that_cannot_be_made_stops_the_launch(places):
         pass
     with pytest.raises(Failure, match="control group cannot be made"):
         limits.Groups(LIMITS)
+
+
+def test_a_group_of_version_1_that_cannot_be_made_stops_the_launch_when_it_is_needed(places):
+    """The process is there already by then: at its gate."""
+    (group,) = places((["memory"], 1))
+    with open(group, "w"):
+        pass
+    groups = limits.Groups(LIMITS)
+    child = groups.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    with pytest.raises(Failure, match="control group cannot be made"):
+        groups.move([child])
+    os.unlink(group)
+    groups.close()
