@@ -1,10 +1,13 @@
 """One bounded walk over a project: nested repositories, files that look like secrets, hard links."""
 
 import os
+from itertools import islice
 
 from claudebox import policy
 
 ENTRY_LIMIT = 20_000
+# Of one directory, git's objects included, which do not count above.
+_DIRECTORY_LIMIT = 200_000
 
 _walks: dict[str, dict] = {}
 
@@ -31,9 +34,12 @@ def _walk(root: str) -> dict:
     seen = 0
     for directory in directories:
         try:
-            entries = list(os.scandir(directory))
+            with os.scandir(directory) as listing:
+                entries = list(islice(listing, _DIRECTORY_LIMIT))
         except OSError:
             continue
+        if len(entries) == _DIRECTORY_LIMIT:
+            found["complete"] = False
         # Walked on: three names that an agent made must not hide the repositories below.
         if directory != root and {"HEAD", "objects", "refs"} <= {entry.name for entry in entries}:
             found["repositories"].append(directory)

@@ -1,10 +1,12 @@
 """Compares what could run outside later, before and after a session."""
 
 import os
+from itertools import islice
 
 from claudebox import policy
 
-# For each watched place: a full one must not hide a change in another.
+# Files and directories that are looked at in each watched place: a full one must neither hide a
+# change in another nor keep the launcher busy.
 _ENTRY_LIMIT = 1000
 
 
@@ -22,13 +24,15 @@ def fingerprint(project: dict) -> dict[str, tuple]:
 
 def _add(place: str, seen: dict) -> None:
     remaining = [place]
-    limit = len(seen) + _ENTRY_LIMIT
-    while remaining and len(seen) < limit:
+    looked_at = 0
+    while remaining and looked_at < _ENTRY_LIMIT:
         path = remaining.pop()
+        looked_at += 1
         try:
             status = os.lstat(path)
             if status.st_mode & 0o170000 == 0o040000:
-                remaining.extend(f"{path}/{name}" for name in os.listdir(path))
+                with os.scandir(path) as entries:
+                    remaining.extend(entry.path for entry in islice(entries, _ENTRY_LIMIT))
             else:
                 seen[path] = (status.st_ino, status.st_size, status.st_ctime_ns)
         except OSError:

@@ -474,6 +474,15 @@ def test_the_walk_stops_at_its_limit_and_says_so(project, monkeypatch):
     assert walker.walk(str(project))["complete"] is False
 
 
+def test_of_a_directory_without_end_only_a_part_is_read_and_that_is_said(project, monkeypatch):
+    """What git would call objects does not count, so the number of entries alone is no limit."""
+    monkeypatch.setattr(walker, "_DIRECTORY_LIMIT", 10)
+    (project / "objects" / "ab").mkdir(parents=True)
+    for number in range(20):
+        (project / "objects" / "ab" / f"{number:038}").write_text("")
+    assert walker.walk(str(project))["complete"] is False
+
+
 # ---------------------------------------------------------------------------- what is watched
 
 
@@ -557,6 +566,13 @@ def test_many_files_in_one_watched_place_do_not_hide_a_change_in_another(project
         (project / ".envrc").write_text("")
 
     assert ".envrc" in changed(project, change)
+
+
+def test_directories_without_end_in_a_watched_place_are_told_and_not_walked(project, monkeypatch):
+    monkeypatch.setattr(watch, "_ENTRY_LIMIT", 50)
+    for number in range(60):
+        (project / ".claude" / "agents" / str(number)).mkdir(parents=True)
+    assert changed(project, lambda: None) == [".claude/agents"]
 
 
 def test_a_watched_directory_that_is_very_deep_does_not_end_the_launcher(project):
