@@ -17,7 +17,7 @@ import fcntl
 import os
 from _struct import iter_unpack, pack
 
-from claudebox import Failure
+from claudebox import Failure, baked
 from claudebox.sandbox import libc
 
 TAP = "tap0"
@@ -31,7 +31,11 @@ _SWITCHES = (
 _NETLINK_ROUTE, _NETLINK_NETFILTER = 0, 12
 # linux/if_tun.h: TUNSETIFF with struct ifreq, TUNSETPERSIST; IFF_TAP | IFF_NO_PI.
 _SET_INTERFACE, _SET_PERSISTENT, _TAP_FLAGS = 0x400454CA, 0x400454CB, 0x1002
+# Its name among the processes.
+_WITNESS = "claudebox-witness"
 _MAX_MESSAGE = 8192
+# Seconds that a witness may take to tell of the holder it has made.
+_PATIENCE = 0.5
 
 
 class Namespaces:
@@ -48,6 +52,7 @@ class Namespaces:
         kind = _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC
         self._control, theirs = _socket.socketpair(_socket.AF_UNIX, kind)
         self._control.settimeout(timeout)
+        lifetime, self._lifetime = os.pipe()
         self._descriptors = []
         self.holder = 0
         launcher = os.getpid()
@@ -55,8 +60,10 @@ class Namespaces:
         if self.witness == 0:
             with _end_of_process(theirs):
                 self._control.close()
-                _be_witness(theirs, launcher, exec_payload, listeners, scope)
+                os.close(self._lifetime)
+                _be_witness(theirs, lifetime, launcher, exec_payload, listeners, scope)
         theirs.close()
+        os.close(lifetime)
 
     def wait_for_holder(self) -> int:
         """Return the pid of the holder.
@@ -91,20 +98,27 @@ class Namespaces:
 
     def end_witness(self) -> None:
         """The same, without the holder if that is known: for when it has been reaped already."""
-        witness, self.witness = self.witness, 0
-        kill_and_reap(witness)
         if self._control is not None:
-            self._control.setblocking(False)
-            try:
-                while not self.holder:
-                    self._hear()
-            except (OSError, Failure):
-                pass
+            self._hear_late()
             self._control.close()
             self._control = None
+            os.close(self._lifetime)
+        witness, self.witness = self.witness, 0
+        kill_and_reap(witness)
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors = []
+
+    def _hear_late(self) -> None:
+        """Find out about a holder that may just have been made, if the witness lives to tell."""
+        self._control.settimeout(_PATIENCE)
+        while not self.holder:
+            try:
+                self._hear()
+            except Failure:
+                continue
+            except OSError:
+                return
 
     def _hear(self) -> None:
         message, descriptors = self._receive()
@@ -170,11 +184,12 @@ class _end_of_process:
             os._exit(125)
 
 
-def _be_witness(control, launcher: int, exec_payload, listeners: int, scope) -> None:
-    """Make the namespaces and the holder, hand over the sockets, and wait for the launcher's end.
+def _be_witness(control, lifetime, launcher: int, exec_payload, listeners: int, scope) -> None:
+    """Make the namespaces and the holder, hand over the sockets, and wait for the end of `lifetime`.
 
     It is in the process group, the network namespace and the scope of what is inside, and not in its
-    pid namespace, whose end it would hold up: the launcher sees it stop.
+    pid namespace, whose end it would hold up: the launcher sees it stop. What waits is a shell, which
+    needs a tenth of the memory that this process has.
     """
     identity = os.geteuid(), os.getegid()
     _signal.set_wakeup_fd(-1)
@@ -192,8 +207,10 @@ def _be_witness(control, launcher: int, exec_payload, listeners: int, scope) -> 
         _signal.signal(number, _signal.SIG_IGN)
     # Every pipe that was inherited would miss its end.
     end = os.sysconf("SC_OPEN_MAX")
-    os.closerange(0, control.fileno())
-    os.closerange(control.fileno() + 1, end)
+    kept = sorted((control.fileno(), lifetime))
+    os.closerange(0, kept[0])
+    os.closerange(kept[0] + 1, kept[1])
+    os.closerange(kept[1] + 1, end)
     for name, value in _SWITCHES:
         try:
             _write(f"/proc/sys/net/{name}", value)
@@ -203,9 +220,9 @@ def _be_witness(control, launcher: int, exec_payload, listeners: int, scope) -> 
     handed = _open_sockets(listeners)
     rights = pack(f"{len(handed)}i", *[each.fileno() for each in handed])
     control.sendmsg([b"sockets"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
-    os.closerange(0, end)
-    while True:
-        _signal.pause()
+    os.dup2(lifetime, 0)
+    os.closerange(1, end)
+    os.execve(baked.SH or "/bin/sh", [_WITNESS, "-c", "read -r nothing"], {})
 
 
 def _be_holder(control, exec_payload) -> None:
