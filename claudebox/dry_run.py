@@ -68,9 +68,13 @@ def script(plan: dict) -> bytes:
     lines = [line + " \\" if line.startswith("  --") else line for line in lines]
     lines.append("  -- " + " ".join(quote(word) for word in plan["command"]))
     lines.append(")")
-    for mount in reversed(standins):
-        program = "rm -f" if "content" in mount else "rmdir"
-        lines.append(f"{program} -- {quote(mount['target'])}")
+    if standins:
+        lines += ["# what was made is removed, and the exit status is that of the sandbox", "("]
+        lines.append("status=$?")
+        for mount in reversed(standins):
+            program = "rm -f" if "content" in mount else "rmdir"
+            lines.append(f"{program} -- {quote(mount['target'])}")
+        lines += ["exit $status", ")"]
     return os.fsencode("\n".join(lines) + "\n")
 
 

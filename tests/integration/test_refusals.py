@@ -113,6 +113,13 @@ def test_check_succeeds_where_a_launch_would_work_and_leaves_nothing(world):
     assert list(world.project.iterdir()) == []
 
 
+def test_the_dry_run_script_ends_as_what_ran_in_it_and_leaves_nothing(repository):
+    printed = repository.run("claudebox", "--dry-run", "--shell", "--", "-c", "exit 3")
+    before = sorted(repository.project.iterdir())
+    assert repository.run("bash", "-c", printed.stdout).returncode == 3
+    assert sorted(repository.project.iterdir()) == before
+
+
 def test_the_dry_run_can_be_pasted_and_launches_the_same_sandbox(repository):
     script = "cat /proc/self/mountinfo | cut -d' ' -f5 | sort; env | sort; cat .mcp.json"
     printed = repository.run("claudebox", "--dry-run", "--shell", "--", "-c", script)
