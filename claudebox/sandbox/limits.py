@@ -170,23 +170,25 @@ class Groups:
         if self._to_move:
             from _thread import allocate_lock, start_new_thread
 
-            self._moving = allocate_lock()
-            self._moving.acquire()
-            start_new_thread(self._move_beside, (process,))
+            # A signal can end this anywhere: what is waited for has to have a thread that ends.
+            moving = allocate_lock()
+            moving.acquire()
+            start_new_thread(self._move_beside, (process, moving))
+            self._moving = moving
 
-    def _move_beside(self, process: int) -> None:
+    def _move_beside(self, process: int, moving) -> None:
         try:
             self._move([process])
         except OSError:
             # `move` tries again, and says so.
             pass
         finally:
-            self._moving.release()
+            moving.release()
 
     def _wait(self) -> None:
         if self._moving is not None:
-            self._moving.acquire()
-            self._moving = None
+            with self._moving:
+                pass
 
     def _move(self, processes: list[int]) -> None:
         for group in self._to_move:

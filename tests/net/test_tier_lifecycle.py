@@ -82,7 +82,7 @@ def test_a_pasta_that_fails_is_replaced_by_slirp4netns(world, program, script, w
     assert alone["left"] is None
 
 
-@pytest.mark.parametrize("delay", [0.002, 0.01])
+@pytest.mark.parametrize("delay", [0.001, 0.004])
 def test_a_pasta_that_is_killed_while_starting_is_replaced_by_slirp4netns(world, program, delay):
     killed = program("pasta", f'timeout -s KILL {delay} pasta "$@"')
     report = report_of(world, sidecars=[killed, sidecar("slirp4netns")], timeout=3)

@@ -1,6 +1,8 @@
 """Where a session gets control groups of its own, and what is written into them."""
 
+import _thread
 import os
+import threading
 
 import pytest
 
@@ -215,3 +217,21 @@ def test_a_group_of_version_1_that_cannot_be_made_stops_the_launch_when_it_is_ne
         groups.move([child])
     os.unlink(group)
     groups.close()
+
+
+def test_a_signal_when_the_moving_begins_does_not_hang_the_clean_up(places, monkeypatch):
+    (group,) = places((["memory"], 1))
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    groups = limits.Groups(LIMITS)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(_thread, "start_new_thread", interrupted)
+        groups._begin_to_move(7)
+    for name in os.listdir(group):
+        os.unlink(f"{group}/{name}")
+    closing = threading.Thread(target=groups.close, daemon=True)
+    closing.start()
+    closing.join(timeout=10)
+    assert not closing.is_alive() and not os.path.exists(group)
