@@ -188,7 +188,7 @@ def launch(plan: dict, at_gate=None) -> int:
     Failure if the plan breaks the policy or the sandbox cannot be made, and what `at_gate` raises;
     nothing of the payload has run then.
     """
-    from claudebox.sandbox import limits, standins, state
+    from claudebox.sandbox import held_signals, limits, standins, state
 
     if at_gate is None:
         from claudebox import enforcement
@@ -199,6 +199,7 @@ def launch(plan: dict, at_gate=None) -> int:
     sandbox = opened = mirror = groups = terminal = None
     locks = []
     started = False
+    signals = held_signals.HeldSignals()
 
     def arrived(number, _frame):
         if started:
@@ -216,11 +217,13 @@ def launch(plan: dict, at_gate=None) -> int:
                 _signal.signal(number, arrived)
         opened = state.prepare(plan)
         mirror = _mirror(plan)
-        locks = standins.make(plan, opened.directory)
+        standins.make(plan, opened.directory, locks)
         place = plan["project"]
         loop = _event_loop(plan, mirror)
+        signals.hold()
         groups = limits.Groups(plan["limits"])
-        sandbox = _spawn(plan, restored, loop, groups.fork)
+        sandbox = _spawn(plan, restored, loop, signals, groups.fork)
+        signals.release()
         # While bwrap works, which takes longer than all of this.
         if at_gate is not None:
             at_gate()
@@ -256,6 +259,9 @@ def launch(plan: dict, at_gate=None) -> int:
     except _Terminated as terminated:
         return 128 + terminated.number
     finally:
+        signals.hold()
+        for number in _FORWARDED:
+            _signal.signal(number, _signal.SIG_IGN)
         if sandbox is not None and not sandbox.ended:
             sandbox.abandon()
         if mirror is not None:
@@ -269,6 +275,7 @@ def launch(plan: dict, at_gate=None) -> int:
             sandbox.leave_network()
         if groups is not None:
             groups.close()
+        signals.release()
 
 
 def _mirror(plan: dict):
@@ -329,9 +336,15 @@ def attempt(plan: dict) -> None:
         if mount["reason"] != "protected" or os.path.lexists(mount["target"])
     ]
     mounts = [mount for mount in mounts if mount["reason"] != "credentials"]
-    sandbox = _spawn({**plan, "mounts": mounts}, [], _event_loop(plan, None))
-    sandbox.wait_until_ready()
-    sandbox.abandon()
+    from claudebox.sandbox import held_signals
+
+    with held_signals.HeldSignals() as signals:
+        sandbox = _spawn({**plan, "mounts": mounts}, [], _event_loop(plan, None), signals)
+    try:
+        sandbox.wait_until_ready()
+    finally:
+        if not sandbox.ended:
+            sandbox.abandon()
 
 
 def environment(plan: dict, environ=os.environ) -> dict[str, str]:
@@ -416,10 +429,12 @@ def _descriptors(wanted: list, with_sources: bool) -> tuple[list[int], dict]:
     return files, expected
 
 
-def _spawn(plan: dict, restored: list[int], loop, fork=os.fork) -> _Sandbox:
+def _spawn(plan: dict, restored: list[int], loop, signals, fork=os.fork) -> _Sandbox:
     """Start bwrap, in the `inet` tier in a network of its own, with its payload held at the gate.
 
-    `fork` is called instead of os.fork() for the process that everything else comes from.
+    `signals` are HeldSignals that are held, and are again when this returns: so that the caller has
+    what was started before he hears one. `fork` is called instead of os.fork() for the process that
+    everything else comes from.
     """
     in_internet = plan["network"]["tier"] == "inet"
     # There bwrap is the first process of a pid namespace, which hears none of these anyway.
@@ -440,7 +455,12 @@ def _spawn(plan: dict, restored: list[int], loop, fork=os.fork) -> _Sandbox:
 
     from claudebox.sandbox import landlock
 
-    scope = landlock.scope if landlock.obstacle(program) is None else None
+    scoped = landlock.obstacle(program) is None
+
+    def begin_child():
+        signals.release()
+        if scoped:
+            landlock.scope()
 
     def become_bwrap():
         inside = (2, ready_inside, go_inside, errors_inside)
@@ -460,22 +480,21 @@ def _spawn(plan: dict, restored: list[int], loop, fork=os.fork) -> _Sandbox:
     network = None
     try:
         if in_internet:
-            network = _join_internet(plan, become_bwrap, loop, scope, fork)
+            network = _join_internet(plan, become_bwrap, loop, begin_child, signals, fork)
             pid = network.pid
         else:
-            pid = _fork(become_bwrap, program, scope, fork)
+            pid = _fork(become_bwrap, program, begin_child, fork)
     finally:
         for descriptor in (*files, ready_inside, go_inside, errors_inside):
             os.close(descriptor)
     return _Sandbox(pid, ready, go, errors, network, expected)
 
 
-def _fork(become_bwrap, program: str, scope, fork) -> int:
+def _fork(become_bwrap, program: str, begin_child, fork) -> int:
     pid = fork()
     if pid == 0:
         try:
-            if scope is not None:
-                scope()
+            begin_child()
             become_bwrap()
         except OSError as error:
             os.write(2, f"{program}: {error.strerror}".encode())
@@ -484,26 +503,30 @@ def _fork(become_bwrap, program: str, scope, fork) -> int:
     return pid
 
 
-def _join_internet(plan: dict, become_bwrap, loop, scope, fork):
+def _join_internet(plan: dict, become_bwrap, loop, begin_child, signals, fork):
     from claudebox.sandbox import inet_namespaces
 
     network = plan["network"]
     allowed = network.get("allow", ())
     listeners = len({exception for exception in allowed if exception.startswith("host:")})
-    namespaces = inet_namespaces.Namespaces(become_bwrap, listeners, scope=scope, fork=fork)
+    namespaces = inet_namespaces.Namespaces(become_bwrap, listeners, scope=begin_child, fork=fork)
     try:
+        signals.release()
         # While they are made.
         from claudebox import command, net
         from claudebox.sandbox import inet
 
-        return inet.start(
+        network = inet.start(
             namespaces,
             loop,
             sidecars=net.sidecar_programs(plan["project"]["root"], network["sidecars"]),
             allow=[inet.parse_allow(exception) for exception in allowed],
             on_offline=command.complain,
         )
+        signals.hold()
+        return network
     except BaseException:
+        signals.hold()
         namespaces.end()
         raise
 

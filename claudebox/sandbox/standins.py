@@ -20,26 +20,20 @@ _PATIENCE = 1
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
-def make(plan: dict, instance: int) -> list[int]:
-    """Make the stand-ins that `plan` needs and return the descriptors that hold their locks.
+def make(plan: dict, instance: int, locks: list[int]) -> None:
+    """Make the stand-ins that `plan` needs and add the descriptors that hold their locks to `locks`.
 
     They are recorded in the directory `instance` before they are made. Raises Failure where a
-    symbolic link stands in the way, or where a file that is to be protected has vanished.
+    symbolic link stands in the way, or where a file that is to be protected has vanished; the
+    caller closes what was added until then, too.
     """
     from claudebox.sandbox import sources, state
 
-    locks = []
-    try:
-        with state.Preparation(instance), sources.Opener() as opener:
-            _make_all(plan, instance, opener)
-            for mount in plan["mounts"]:
-                if mount["reason"] == "protected" or _stands_for_protection(mount):
-                    locks.append(_hold(mount["target"], opener))
-    except BaseException:
-        for lock in locks:
-            os.close(lock)
-        raise
-    return locks
+    with state.Preparation(instance), sources.Opener() as opener:
+        _make_all(plan, instance, opener)
+        for mount in plan["mounts"]:
+            if mount["reason"] == "protected" or _stands_for_protection(mount):
+                _hold(mount["target"], opener, locks)
 
 
 def _stands_for_protection(mount: dict) -> bool:
@@ -77,22 +71,23 @@ def _make_all(plan: dict, instance: int, opener) -> None:
         _make(path, content, opener)
 
 
-def _hold(path: str, opener) -> int:
-    """Return a descriptor that holds the shared lock of what is at `path`.
+def _hold(path: str, opener, locks: list[int]) -> None:
+    """Add a descriptor that holds the shared lock of what is at `path` to `locks`.
 
     A session of an overlapping project can have removed the stand-in before the lock was got.
     """
-    lock = _open(path, opener)
+    from claudebox.sandbox import held_signals
+
+    # A lock that nobody knows of would keep the stand-in from being removed.
+    with held_signals.HeldSignals():
+        lock = _open(path, opener)
+        locks.append(lock)
+    _share(lock, path)
     try:
-        _share(lock, path)
         if os.path.samestat(os.fstat(lock), os.lstat(path)):
-            return lock
+            return
     except FileNotFoundError:
         pass
-    except BaseException:
-        os.close(lock)
-        raise
-    os.close(lock)
     raise Failure(f"{path} vanished while the session was prepared", "start it again")
 
 

@@ -53,7 +53,7 @@ def discover(root: str):
     return None
 
 
-def make_standins(plan: dict, opened: int) -> None:
+def make_standins(plan: dict, opened: int, _opener) -> None:
     replace(opened, standins.RECORD, "[]")
     for mount in plan["mounts"]:
         if mount["reason"] == "protected" and not os.path.exists(mount["target"]):
@@ -123,8 +123,8 @@ def refresh_metadata(directory: int, own: dict) -> None:
         pass
 
 
-def hold(_path: str) -> int:
-    return os.open("/", os.O_PATH)
+def hold(_path: str, _opener, locks: list) -> None:
+    locks.append(os.open("/", os.O_PATH))
 
 
 git.read_small_file = instance.git.read_small_file = read

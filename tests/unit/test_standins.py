@@ -38,6 +38,17 @@ def plan(sample, project):
     return fresh
 
 
+def make(plan, directory):
+    """Make the stand-ins of a plan and return their locks; none is left if that fails."""
+    locks = []
+    try:
+        standins.make(plan, directory, locks)
+    except BaseException:
+        close(locks)
+        raise
+    return locks
+
+
 def protected(plan):
     return [mount for mount in plan["mounts"] if mount["reason"] == "protected"]
 
@@ -73,13 +84,13 @@ STANDINS = {
 
 
 def test_stand_ins_are_made_for_what_is_missing(plan, directory, project):
-    close(standins.make(plan(), directory))
+    close(make(plan(), directory))
     assert listing(project) == STANDINS
 
 
 def test_what_is_there_already_is_left_as_it_is(plan, directory, project):
     (project / ".mcp.json").write_text('{"mcpServers": {"mine": {}}}')
-    close(standins.make(plan(), directory))
+    close(make(plan(), directory))
     assert (project / ".mcp.json").read_text() == '{"mcpServers": {"mine": {}}}'
     recorded = [path for path, _ in standins.recorded(directory)]
     assert f"{project}/.mcp.json" not in recorded
@@ -88,7 +99,7 @@ def test_what_is_there_already_is_left_as_it_is(plan, directory, project):
 def test_stand_ins_are_removed_with_the_directories_that_were_made_for_them(
     plan, directory, project, record_file
 ):
-    close(standins.make(plan(), directory))
+    close(make(plan(), directory))
     assert standins.remove(directory) == []
     assert listing(project) == {}
     assert not record_file.exists()
@@ -99,7 +110,7 @@ def test_what_was_there_before_is_there_afterwards(plan, directory, project):
     (project / ".claude" / "commands").mkdir()
     (project / "src").write_text("x")
     before = listing(project)
-    close(standins.make(plan(), directory))
+    close(make(plan(), directory))
     standins.remove(directory)
     assert listing(project) == before
 
@@ -107,7 +118,7 @@ def test_what_was_there_before_is_there_afterwards(plan, directory, project):
 def test_a_repository_is_as_it_was_afterwards(plan, directory, project, repository, git):
     repository(project)
     before = listing(project)
-    close(standins.make(plan(), directory))
+    close(make(plan(), directory))
     assert listing(project) != before
     standins.remove(directory)
     assert listing(project) == before
@@ -119,7 +130,7 @@ def test_stand_ins_are_recorded_before_the_first_one_is_made(plan, directory, pr
 
     monkeypatch.setattr(standins, "_make", killed)
     with pytest.raises(KeyboardInterrupt):
-        standins.make(plan(), directory)
+        make(plan(), directory)
     recorded = {os.path.relpath(path, project): text for path, text in standins.recorded(directory)}
     assert recorded == STANDINS
 
@@ -138,7 +149,7 @@ def test_a_launch_that_is_killed_at_any_moment_leaves_nothing_for_good(
 
     monkeypatch.setattr(standins, "_make", killed)
     try:
-        close(standins.make(plan(), directory))
+        close(make(plan(), directory))
     except KeyboardInterrupt:
         pass
     assert standins.remove(directory) == []
@@ -147,8 +158,8 @@ def test_a_launch_that_is_killed_at_any_moment_leaves_nothing_for_good(
 
 def test_a_second_session_records_nothing_twice(plan, directory, project):
     whole = plan()
-    first = standins.make(whole, directory)
-    second = standins.make(whole, directory)
+    first = make(whole, directory)
+    second = make(whole, directory)
     paths = [path for path, _ in standins.recorded(directory)]
     assert len(paths) == len(set(paths)) == len(STANDINS)
     close(first + second)
@@ -161,19 +172,19 @@ def test_a_launch_after_a_killed_one_records_nothing_twice(plan, directory, monk
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(standins, "_make", killed)
-        standins.make(plan(), directory)
-    close(standins.make(plan(), directory))
+        make(plan(), directory)
+    close(make(plan(), directory))
     assert len(standins.recorded(directory)) == len(STANDINS)
 
 
 def test_nothing_is_recorded_when_nothing_is_missing(sample, directory, record_file):
     sample["mounts"] = [m for m in sample["mounts"] if m["reason"] != "protected"]
-    assert standins.make(sample, directory) == []
+    assert make(sample, directory) == []
     assert not record_file.exists()
 
 
 def test_the_record_is_private(plan, directory, record_file):
-    close(standins.make(plan(), directory))
+    close(make(plan(), directory))
     assert record_file.stat().st_mode & 0o777 == 0o600
 
 
@@ -186,7 +197,7 @@ def test_removing_where_nothing_was_made_does_nothing(directory, record_file):
 
 
 def test_stand_ins_that_a_session_uses_are_not_removed(plan, directory, project):
-    locks = standins.make(plan(), directory)
+    locks = make(plan(), directory)
     remaining = standins.remove(directory)
     assert {os.path.relpath(path, project) for path in remaining} == STANDINS.keys()
     assert listing(project) == STANDINS
@@ -197,7 +208,7 @@ def test_stand_ins_that_a_session_uses_are_not_removed(plan, directory, project)
 
 def test_the_last_of_two_sessions_removes_them(plan, directory, project):
     whole = plan()
-    first, second = standins.make(whole, directory), standins.make(whole, directory)
+    first, second = make(whole, directory), make(whole, directory)
     close(first)
     assert standins.remove(directory)
     assert listing(project) == STANDINS
@@ -211,7 +222,7 @@ def test_every_protected_path_is_locked_and_the_locks_do_not_go_to_other_program
 ):
     repository(project)
     whole = plan()
-    locks = standins.make(whole, directory)
+    locks = make(whole, directory)
     assert len(locks) == len(protected(whole))
     assert not any(os.get_inheritable(lock) for lock in locks)
     close(locks)
@@ -226,13 +237,13 @@ def test_a_lock_that_another_program_holds_does_not_stop_a_launch_for_ever(
         fcntl.flock(taken, fcntl.LOCK_EX)
         alarm(3)
         try:
-            close(standins.make(plan(), directory))
+            close(make(plan(), directory))
         except Failure as failure:
             assert taken.name in str(failure)
 
 
 def test_one_lock_keeps_only_its_own_stand_in(plan, directory, project):
-    close(standins.make(plan(), directory))
+    close(make(plan(), directory))
     with open(project / ".mcp.json") as held:
         fcntl.flock(held, fcntl.LOCK_SH)
         assert standins.remove(directory) == [f"{project}/.mcp.json"]
@@ -243,7 +254,7 @@ def test_one_lock_keeps_only_its_own_stand_in(plan, directory, project):
 
 
 def test_a_stand_in_that_was_changed_stays(plan, directory, project, record_file):
-    close(standins.make(plan(), directory))
+    close(make(plan(), directory))
     (project / ".mcp.json").write_text('{"mcpServers": {"mine": {}}}\n')
     assert standins.remove(directory) == []
     assert listing(project) == {".mcp.json": '{"mcpServers": {"mine": {}}}\n'}
@@ -251,7 +262,7 @@ def test_a_stand_in_that_was_changed_stays(plan, directory, project, record_file
 
 
 def test_a_stand_in_that_something_was_added_to_stays(plan, directory, project):
-    close(standins.make(plan(), directory))
+    close(make(plan(), directory))
     with open(project / ".mcp.json", "a") as file:
         file.write("\n")
     standins.remove(directory)
@@ -259,7 +270,7 @@ def test_a_stand_in_that_something_was_added_to_stays(plan, directory, project):
 
 
 def test_a_directory_that_something_was_put_into_stays(plan, directory, project):
-    close(standins.make(plan(), directory))
+    close(make(plan(), directory))
     (project / ".claude" / "agents").mkdir()
     (project / ".git" / "HEAD").write_text("ref: refs/heads/main\n")
     standins.remove(directory)
@@ -272,7 +283,7 @@ def test_a_directory_that_something_was_put_into_stays(plan, directory, project)
 
 
 def test_a_stand_in_that_the_user_removed_is_no_error(plan, directory, project, record_file):
-    close(standins.make(plan(), directory))
+    close(make(plan(), directory))
     (project / ".mcp.json").unlink()
     assert standins.remove(directory) == []
     assert listing(project) == {} and not record_file.exists()
@@ -293,7 +304,7 @@ def test_something_else_in_the_place_of_a_stand_in_stays(
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "file").write_text(STANDINS[".mcp.json"])
-    close(standins.make(plan(), directory))
+    close(make(plan(), directory))
     (project / ".mcp.json").unlink()
     replace(project / ".mcp.json", elsewhere)
     standins.remove(directory)
@@ -305,7 +316,7 @@ def test_a_link_in_the_place_of_a_directory_is_not_followed(plan, directory, pro
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "settings.json").write_text("{}\n")
-    close(standins.make(plan(), directory))
+    close(make(plan(), directory))
     (project / ".claude").rename(tmp_path / "moved")
     (project / ".claude").symlink_to(elsewhere)
     standins.remove(directory)
@@ -313,7 +324,7 @@ def test_a_link_in_the_place_of_a_directory_is_not_followed(plan, directory, pro
 
 
 def test_a_project_that_is_gone_is_no_error(plan, directory, project, tmp_path, record_file):
-    close(standins.make(plan(), directory))
+    close(make(plan(), directory))
     project.rename(tmp_path / "moved")
     assert standins.remove(directory) == []
     assert not record_file.exists()
@@ -327,7 +338,7 @@ def test_a_file_that_vanished_since_the_plan_was_made_ends_the_launch(plan, dire
     whole = plan()
     (project / ".mcp.json").unlink()
     with pytest.raises(Failure, match="vanished while the session was prepared"):
-        standins.make(whole, directory)
+        make(whole, directory)
     assert not (project / ".mcp.json").exists()
 
 
@@ -336,7 +347,7 @@ def test_a_link_that_appeared_on_the_way_ends_the_launch(plan, directory, projec
     (tmp_path / "elsewhere").mkdir()
     (project / ".claude").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(Failure, match="cannot be protected"):
-        standins.make(whole, directory)
+        make(whole, directory)
     assert os.listdir(tmp_path / "elsewhere") == []
 
 
@@ -346,7 +357,7 @@ def test_a_link_that_appeared_in_the_place_itself_ends_the_launch(
     whole = plan()
     (project / ".mcp.json").symlink_to(tmp_path / "not there")
     with pytest.raises(Failure, match=r"\.mcp\.json cannot be protected"):
-        standins.make(whole, directory)
+        make(whole, directory)
     assert not os.path.lexists(tmp_path / "not there")
 
 
@@ -356,7 +367,7 @@ def test_a_project_that_cannot_be_written_ends_the_launch(plan, directory, proje
     project.chmod(0o500)
     try:
         with pytest.raises(Failure, match="make the project directory writable"):
-            standins.make(whole, directory)
+            make(whole, directory)
     finally:
         project.chmod(0o700)
 
@@ -473,7 +484,7 @@ def test_a_stand_in_that_another_session_removes_meanwhile_ends_the_launch(
 
     monkeypatch.setattr(standins, "_share", removed)
     with pytest.raises(Failure, match="vanished while the session was prepared"):
-        standins.make(plan(), directory)
+        make(plan(), directory)
 
 
 def test_what_is_locked_is_opened_without_following_a_link(tmp_path):
