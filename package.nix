@@ -76,7 +76,13 @@ let
     #!${python3.interpreter} -IS
     # Every claudebox command: the name that this file is called by says which.
 
+    import _signal
     import sys
+
+    # Until command.run can say in one line that it was interrupted, Ctrl-C ends this without a word.
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
     from os import _exit
 
     sys.path.insert(0, "@site@")

@@ -1,5 +1,6 @@
 """What every claudebox command line has in common: options, plans on pipes, errors, exit status."""
 
+import _signal
 import os
 import sys
 
@@ -35,6 +36,8 @@ def run(main, arguments: list[str]) -> int:
     """
     _open_standard_streams()
     try:
+        if _signal.getsignal(_signal.SIGINT) == _signal.SIG_DFL:
+            _signal.signal(_signal.SIGINT, _signal.default_int_handler)
         try:
             status = main(arguments)
         except SystemExit as end:

@@ -14,7 +14,7 @@ import select
 import sys
 
 from claudebox import Failure, policy
-from claudebox.sandbox import events, inet_namespaces, libc, netlink, nftables
+from claudebox.sandbox import events, held_signals, inet_namespaces, libc, netlink, nftables
 from claudebox.sandbox.dns_relay import DnsRelay
 from claudebox.sandbox.inet_namespaces import OTHER_TIERS, TAP, kill_and_reap, setup_failure
 from claudebox.sandbox.port_relay import PortRelay
@@ -178,7 +178,9 @@ class InetSession:
         Raises Failure with what each sidecar said; the holder is then the caller's to end.
         """
         try:
-            self._process = self._joining.finish(self._timeout)
+            self._joining.finish(self._timeout)
+            with held_signals.HeldSignals():
+                self._process = self._joining.hand_over()
         except OSError as error:
             raise setup_failure(error) from error
         finally:
@@ -385,28 +387,31 @@ class _Joining:
         """Start the next sidecar."""
         name, path = self._remaining.pop(0)
         try:
-            self._process = _Sidecar(name, path, self._witness)
+            with held_signals.HeldSignals():
+                self._process = _Sidecar(name, path, self._witness)
         except OSError as error:
             self._complaints.append(f"{name}: {error}")
 
-    def finish(self, timeout: float):
-        """Return the first _Sidecar that brings the tap up; Failure with what each of them said."""
+    def hand_over(self):
+        """Return the _Sidecar that `finish` has waited for: it is the caller's now."""
+        process, self._process = self._process, None
+        return process
+
+    def finish(self, timeout: float) -> None:
+        """Return when a sidecar has brought the tap up; Failure with what each of them said."""
         while True:
             if self._process:
-                process, self._process = self._process, None
+                process = self._process
                 try:
                     self._wait(process, timeout)
-                    return process
+                    return
                 except OSError as error:
                     words = process.words()
                     words = f": {words}" if words else ""
                     self._complaints.append(f"{process.name}: {error}{words}")
-                    process.end()
+                    self.close()
                     # The next one is to find nothing of what this one gave it.
                     netlink.remove_link(self._route, TAP)
-                except BaseException:
-                    process.end()
-                    raise
             if not self._remaining:
                 raise Failure(
                     f"the sandbox could not be joined to the internet: {'; '.join(self._complaints)}",
@@ -422,10 +427,11 @@ class _Joining:
         process.check_alive()
 
     def close(self) -> None:
-        """End a sidecar that was begun and not waited for, and release what is held."""
-        if self._process:
-            self._process.end()
-            self._process = None
+        """End a sidecar that was begun and not handed over."""
+        with held_signals.HeldSignals():
+            process, self._process = self._process, None
+            if process:
+                process.end()
 
 
 def _add_ipv6(route: netlink.Connection, index: int) -> None:

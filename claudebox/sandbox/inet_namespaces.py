@@ -15,10 +15,11 @@ import _signal
 import _socket
 import fcntl
 import os
+import select
 from _struct import iter_unpack, pack
 
 from claudebox import Failure, baked
-from claudebox.sandbox import libc
+from claudebox.sandbox import held_signals, libc
 
 TAP = "tap0"
 OTHER_TIERS = "or choose --network none or --network full"
@@ -31,6 +32,7 @@ _SWITCHES = (
 _NETLINK_ROUTE, _NETLINK_NETFILTER = 0, 12
 # linux/if_tun.h: TUNSETIFF with struct ifreq, TUNSETPERSIST; IFF_TAP | IFF_NO_PI.
 _SET_INTERFACE, _SET_PERSISTENT, _TAP_FLAGS = 0x400454CA, 0x400454CB, 0x1002
+_OF_THE_GROUP = (_signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM, _signal.SIGHUP)
 # Its name among the processes.
 _WITNESS = "claudebox-witness"
 _MAX_MESSAGE = 8192
@@ -51,7 +53,7 @@ class Namespaces:
     def __init__(self, exec_payload, listeners=0, timeout=10.0, scope=None, fork=os.fork):
         kind = _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC
         self._control, theirs = _socket.socketpair(_socket.AF_UNIX, kind)
-        self._control.settimeout(timeout)
+        self._timeout = timeout
         lifetime, self._lifetime = os.pipe()
         self._descriptors = []
         self.holder = 0
@@ -87,31 +89,33 @@ class Namespaces:
 
     def wait_for_exec(self) -> None:
         """Return when the holder has become what `exec_payload` executes; Failure if it cannot."""
-        while self._receive()[0]:
+        while self._receive():
             pass
 
     def end(self) -> None:
         """Kill and reap both processes and release what is held; more than once is no error."""
-        self.end_witness()
-        holder, self.holder = self.holder, 0
-        kill_and_reap(holder)
+        with held_signals.HeldSignals():
+            self.end_witness()
+            holder, self.holder = self.holder, 0
+            kill_and_reap(holder)
 
     def end_witness(self) -> None:
         """The same, without the holder if that is known: for when it has been reaped already."""
-        if self._control is not None:
-            self._hear_late()
-            self._control.close()
-            self._control = None
-            os.close(self._lifetime)
-        witness, self.witness = self.witness, 0
-        kill_and_reap(witness)
-        for descriptor in self._descriptors:
-            os.close(descriptor)
-        self._descriptors = []
+        with held_signals.HeldSignals():
+            if self._control is not None:
+                self._hear_late()
+                self._control.close()
+                self._control = None
+                os.close(self._lifetime)
+            witness, self.witness = self.witness, 0
+            kill_and_reap(witness)
+            for descriptor in self._descriptors:
+                os.close(descriptor)
+            self._descriptors = []
 
     def _hear_late(self) -> None:
         """Find out about a holder that may just have been made, if the witness lives to tell."""
-        self._control.settimeout(_PATIENCE)
+        self._timeout = _PATIENCE
         while not self.holder:
             try:
                 self._hear()
@@ -121,29 +125,29 @@ class Namespaces:
                 return
 
     def _hear(self) -> None:
-        message, descriptors = self._receive()
-        if not message:
+        if not self._receive():
             raise OSError("the process that holds the network namespace has ended")
-        self._descriptors += descriptors
-        if message.startswith(b"holder "):
-            self.holder = int(message[7:])
 
-    def _receive(self) -> tuple:
-        """Wait for the next message: (text, descriptors), both empty when no process can send one."""
+    def _receive(self) -> bool:
+        """Wait for the next message and keep what it says; False when no process can send one."""
+        poll = select.poll()
+        poll.register(self._control.fileno(), select.POLLIN)
+        if not poll.poll(self._timeout * 1000):
+            raise OSError("the process that holds the network namespace does not answer")
         room = _socket.CMSG_SPACE(4 * 253)
-        try:
+        # What was received and not kept would be a process that nobody knows of.
+        with held_signals.HeldSignals():
             message, attached, _, _ = self._control.recvmsg(
                 _MAX_MESSAGE, room, _socket.MSG_CMSG_CLOEXEC
             )
-        except TimeoutError:
-            raise OSError("the process that holds the network namespace does not answer") from None
+            for _, _, data in attached:
+                self._descriptors += [each[0] for each in iter_unpack("i", data[: len(data) & ~3])]
+            if message.startswith(b"holder "):
+                self.holder = int(message[7:])
         if message.startswith(b"failed"):
             _, what, todo = message.decode(errors="replace").split("\0")
             raise Failure(what, todo)
-        descriptors = []
-        for _, _, data in attached:
-            descriptors += [each[0] for each in iter_unpack("i", data[: len(data) & ~3])]
-        return message, descriptors
+        return bool(message)
 
 
 def kill_and_reap(*pids: int) -> None:
@@ -192,6 +196,8 @@ def _be_witness(control, lifetime, launcher: int, exec_payload, listeners: int, 
     needs a tenth of the memory that this process has.
     """
     identity = os.geteuid(), os.getegid()
+    # The launcher hears them, too, and has to learn of the holder.
+    before = {number: _signal.signal(number, _signal.SIG_IGN) for number in _OF_THE_GROUP}
     _signal.set_wakeup_fd(-1)
     libc.die_with(launcher)
     if scope is not None:
@@ -201,10 +207,11 @@ def _be_witness(control, lifetime, launcher: int, exec_payload, listeners: int, 
     libc.die_with(launcher)
     holder = libc.fork_sibling()
     if holder == 0:
+        for number, handler in before.items():
+            if handler != _signal.SIG_IGN:
+                _signal.signal(number, _signal.SIG_DFL)
         _be_holder(control, exec_payload)
     control.send(b"holder %d" % holder)
-    for number in (_signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM, _signal.SIGHUP):
-        _signal.signal(number, _signal.SIG_IGN)
     # Every pipe that was inherited would miss its end.
     end = os.sysconf("SC_OPEN_MAX")
     kept = sorted((control.fileno(), lifetime))

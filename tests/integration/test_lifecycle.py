@@ -148,11 +148,12 @@ def test_killing_claudebox_at_any_moment_leaves_no_process(world):
     assert world.inside("echo works").stdout == "works\n"
 
 
-def test_sigterm_at_any_moment_leaves_no_process_and_no_stand_in(world):
+@pytest.mark.parametrize("tier", ["full", "inet"])
+def test_sigterm_at_any_moment_leaves_no_process_and_no_stand_in(world, tier):
     mark = f"6{os.getpid()}.{time.monotonic_ns() % 100000}"
-    command = ["claudebox", "-y", "--shell", "--", "-c", f"exec sleep {mark}"]
+    command = ["claudebox", "-y", "--network", tier, "--shell", "--", "-c", f"exec sleep {mark}"]
     begin = time.monotonic()
-    world.inside("true")
+    world.inside("true", "--network", tier)
     whole = time.monotonic() - begin
     for step in range(60):
         session = world.start(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -164,6 +165,28 @@ def test_sigterm_at_any_moment_leaves_no_process_and_no_stand_in(world):
             session.kill()
         # Before Python has got to install a handler the kernel ends it: -15.
         assert session.returncode in (128 + signal.SIGTERM, -signal.SIGTERM), step
+        assert list(world.project.iterdir()) == [], step
+    wait_until(lambda: not processes_with(mark))
+
+
+@pytest.mark.parametrize("tier", ["full", "inet"])
+def test_ctrl_c_at_any_moment_of_a_launch_leaves_no_process_and_no_stand_in(world, tier):
+    """As a terminal sends it: to the process group, with what claudebox has started so far."""
+    mark = f"7{os.getpid()}.{time.monotonic_ns() % 100000}"
+    command = ["claudebox", "-y", "--network", tier, "--shell", "--", "-c", f"exec sleep {mark}"]
+    for step in range(60):
+        session = world.start(*command, start_new_session=True, stdout=subprocess.DEVNULL)
+        # From here on it is Python that hears the signal.
+        while "claudebox" not in session.stderr.readline():
+            pass
+        time.sleep(0.0005 * step)
+        os.killpg(session.pid, signal.SIGINT)
+        try:
+            _, said = session.communicate(timeout=10)
+        finally:
+            session.kill()
+        assert session.returncode == 128 + signal.SIGINT, step
+        assert "Traceback" not in said
         assert list(world.project.iterdir()) == [], step
     wait_until(lambda: not processes_with(mark))
 
