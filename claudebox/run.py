@@ -220,7 +220,12 @@ def launch(plan: dict, at_gate=None) -> int:
         place = plan["project"]
         loop = _event_loop(plan, mirror)
         groups = limits.Groups(plan["limits"])
-        sandbox = _spawn(plan, restored, loop, groups.fork)
+        # What they raise before `sandbox` is known would leave it to itself.
+        mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, (*_FORWARDED, _signal.SIGINT))
+        try:
+            sandbox = _spawn(plan, restored, loop, groups.fork, mask)
+        finally:
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
         # While bwrap works, which takes longer than all of this.
         if at_gate is not None:
             at_gate()
@@ -416,10 +421,11 @@ def _descriptors(wanted: list, with_sources: bool) -> tuple[list[int], dict]:
     return files, expected
 
 
-def _spawn(plan: dict, restored: list[int], loop, fork=os.fork) -> _Sandbox:
+def _spawn(plan: dict, restored: list[int], loop, fork=os.fork, mask=()) -> _Sandbox:
     """Start bwrap, in the `inet` tier in a network of its own, with its payload held at the gate.
 
-    `fork` is called instead of os.fork() for the process that everything else comes from.
+    `fork` is called instead of os.fork() for the process that everything else comes from; `mask`
+    are the signals that the payload finds blocked.
     """
     in_internet = plan["network"]["tier"] == "inet"
     # There bwrap is the first process of a pid namespace, which hears none of these anyway.
@@ -455,6 +461,7 @@ def _spawn(plan: dict, restored: list[int], loop, fork=os.fork) -> _Sandbox:
         # Ctrl-C goes to the whole foreground process group; it must not end bwrap.
         for number in restored:
             _signal.signal(number, _signal.SIG_IGN)
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
         os.execve(program, argv, variables)
 
     network = None
