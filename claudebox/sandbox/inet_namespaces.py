@@ -15,7 +15,7 @@ import _signal
 import _socket
 import fcntl
 import os
-from _struct import iter_unpack, pack
+from _struct import calcsize, iter_unpack, pack
 
 from claudebox import Failure
 from claudebox.sandbox import libc
@@ -48,6 +48,8 @@ class Namespaces:
         kind = _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC
         self._control, theirs = _socket.socketpair(_socket.AF_UNIX, kind)
         self._control.settimeout(timeout)
+        # The kernel adds to a message who sent it: to the holder's own its pid out here.
+        self._control.setsockopt(_socket.SOL_SOCKET, _socket.SO_PASSCRED, 1)
         self._descriptors = []
         self.holder = 0
         launcher = os.getpid()
@@ -94,12 +96,15 @@ class Namespaces:
         witness, self.witness = self.witness, 0
         kill_and_reap(witness)
         if self._control is not None:
-            self._control.setblocking(False)
-            try:
-                while not self.holder:
+            # A holder that has not said by now that it is there cannot say it any more, and ends.
+            self._control.shutdown(_socket.SHUT_RDWR)
+            while not self.holder:
+                try:
                     self._hear()
-            except (OSError, Failure):
-                pass
+                except Failure:
+                    pass
+                except OSError:
+                    break
             self._control.close()
             self._control = None
         for descriptor in self._descriptors:
@@ -107,16 +112,16 @@ class Namespaces:
         self._descriptors = []
 
     def _hear(self) -> None:
-        message, descriptors = self._receive()
+        message, descriptors, sender = self._receive()
         if not message:
             raise OSError("the process that holds the network namespace has ended")
         self._descriptors += descriptors
-        if message.startswith(b"holder "):
-            self.holder = int(message[7:])
+        if message == b"holder":
+            self.holder = sender
 
     def _receive(self) -> tuple:
-        """Wait for the next message: (text, descriptors), both empty when no process can send one."""
-        room = _socket.CMSG_SPACE(4 * 253)
+        """Wait for the next message: (text, descriptors, sender), empty when no process can send one."""
+        room = _socket.CMSG_SPACE(4 * 253) + _socket.CMSG_SPACE(calcsize("3i"))
         try:
             message, attached, _, _ = self._control.recvmsg(
                 _MAX_MESSAGE, room, _socket.MSG_CMSG_CLOEXEC
@@ -126,10 +131,15 @@ class Namespaces:
         if message.startswith(b"failed"):
             _, what, todo = message.decode(errors="replace").split("\0")
             raise Failure(what, todo)
-        descriptors = []
-        for _, _, data in attached:
-            descriptors += [each[0] for each in iter_unpack("i", data[: len(data) & ~3])]
-        return message, descriptors
+        descriptors, sender = [], 0
+        for _, kind, data in attached:
+            numbers = [each[0] for each in iter_unpack("i", data[: len(data) & ~3])]
+            if kind == _socket.SCM_RIGHTS:
+                descriptors += numbers
+            else:
+                # struct ucred: pid, uid, gid.
+                sender = numbers[0]
+        return message, descriptors, sender
 
 
 def kill_and_reap(*pids: int) -> None:
@@ -184,10 +194,8 @@ def _be_witness(control, launcher: int, exec_payload, listeners: int, scope) -> 
     _make_namespaces(*identity)
     # commit_creds() may have forgotten it.
     libc.die_with(launcher)
-    holder = libc.fork_sibling()
-    if holder == 0:
+    if libc.fork_sibling() == 0:
         _be_holder(control, exec_payload)
-    control.send(b"holder %d" % holder)
     for number in (_signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM, _signal.SIGHUP):
         _signal.signal(number, _signal.SIG_IGN)
     # Every pipe that was inherited would miss its end.
@@ -209,14 +217,9 @@ def _be_witness(control, launcher: int, exec_payload, listeners: int, scope) -> 
 
 
 def _be_holder(control, exec_payload) -> None:
-    """Execute the payload, unless the launcher is gone."""
+    """Execute the payload, unless the launcher is gone or has given up: it cannot be told then."""
     libc.die_with_parent()
-    try:
-        # A launcher that ended before this request is an end of file.
-        control.recv(_MAX_MESSAGE, _socket.MSG_DONTWAIT)
-        os._exit(125)
-    except BlockingIOError:
-        pass
+    control.send(b"holder")
     _mount_proc()
     exec_payload()
     raise Failure("the sandbox did not start", "report this as a bug of claudebox")
