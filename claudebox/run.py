@@ -157,7 +157,11 @@ class _Sandbox:
         """Send a signal to the payload: the child of bwrap's own child, which is pid 1 inside."""
         for first in _children(self.pid):
             for payload in _children(first):
-                os.kill(payload, number)
+                try:
+                    os.kill(payload, number)
+                except ProcessLookupError:
+                    # The signal went to the process group, and has ended it.
+                    pass
 
 
 def _children(parent: int) -> list[int]:
@@ -261,6 +265,9 @@ def launch(plan: dict, at_gate=None) -> int:
     except _Terminated as terminated:
         return 128 + terminated.number
     finally:
+        # Any would end this in its middle.
+        for number in (*_FORWARDED, _signal.SIGINT):
+            _signal.signal(number, _signal.SIG_IGN)
         if sandbox is not None and not sandbox.ended:
             sandbox.abandon()
         if mirror is not None:

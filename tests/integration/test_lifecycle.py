@@ -211,6 +211,31 @@ def test_a_signal_in_the_moment_of_the_fork_leaves_no_process(world, tmp_path, w
     assert list(world.project.iterdir()) == []
 
 
+SIGNAL_WHILE_CLEANING_UP = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+from claudebox import Failure, command, enforcement, main, run
+def refuse(*_arguments, **_options):
+    raise Failure("no", "never")
+def abandon(sandbox):
+    os.kill(os.getpid(), signal.{number})
+    abandoned(sandbox)
+enforcement.refuse_unsafe = refuse
+abandoned, run._Sandbox.abandon = run._Sandbox.abandon, abandon
+arguments = ["-y", "--network", "none", "--shell", "--", "-c", "echo launched"]
+print("status", command.run(main.main, arguments))
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+def test_a_signal_while_a_launch_that_failed_is_cleaned_up_leaves_no_stand_in(world, number):
+    root = os.path.dirname(world.environment["PATH"].split(":")[0])
+    script = SIGNAL_WHILE_CLEANING_UP.format(root=root, number=number)
+    result = world.run("/usr/bin/python3", "-I", "-S", "-c", script)
+    assert result.stdout == "status 1\n"
+    assert list(world.project.iterdir()) == []
+
+
 def test_ctrl_c_reaches_the_payload_and_does_not_end_the_sandbox(world):
     terminal = Terminal(world, "claudebox", "-y", "--shell")
     terminal.type("echo rea''dy; sleep 60\n")
