@@ -110,7 +110,8 @@ def test_a_signal_to_the_process_group_is_the_payloads_to_answer(world, tier):
     assert session.stdout.readline() == "up\n"
     os.killpg(session.pid, signal.SIGTERM)
     output, _ = session.communicate(timeout=10)
-    assert (output, session.returncode) == ("caught\n", 9)
+    # Twice where it comes from claudebox once more before it is ignored.
+    assert (set(output.split()), session.returncode) == ({"caught"}, 9)
 
 
 def test_a_payload_without_a_handler_is_ended_by_sigterm(world):
