@@ -423,6 +423,11 @@ def _descriptors(wanted: list, with_sources: bool) -> tuple[list[int], dict]:
             expected[argument.target] = os.fstat(opened)
             if with_sources:
                 files.append(fcntl.fcntl(opened, fcntl.F_DUPFD, _FIRST_DATA_DESCRIPTOR))
+    except BaseException:
+        # What cleans up needs some of its own.
+        for file in files:
+            os.close(file)
+        raise
     finally:
         opener.close()
     return files, expected
@@ -434,6 +439,10 @@ def _spawn(plan: dict, restored: list[int], loop, fork=os.fork, mask=()) -> _San
     `fork` is called instead of os.fork() for the process that everything else comes from; `mask`
     are the signals that the payload finds blocked.
     """
+    from claudebox.sandbox import landlock
+
+    program = plan["bwrap"]["path"]
+    scope = landlock.scope if landlock.obstacle(program) is None else None
     in_internet = plan["network"]["tier"] == "inet"
     # There bwrap is the first process of a pid namespace, which hears none of these anyway.
     if in_internet or not _env_restores_signals():
@@ -446,14 +455,9 @@ def _spawn(plan: dict, restored: list[int], loop, fork=os.fork, mask=()) -> _San
     files.append(_memory_file("arguments", b"".join(os.fsencode(word) + b"\0" for word in words)))
     argv = ["bwrap", "--args", str(files[-1]), "--", *_payload(plan, restored)]
     variables = environment(plan)
-    program = plan["bwrap"]["path"]
     ready, ready_inside = os.pipe()
     go_inside, go = os.pipe()
     errors, errors_inside = os.pipe()
-
-    from claudebox.sandbox import landlock
-
-    scope = landlock.scope if landlock.obstacle(program) is None else None
 
     def become_bwrap():
         inside = (2, ready_inside, go_inside, errors_inside)

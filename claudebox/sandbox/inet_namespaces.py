@@ -13,6 +13,7 @@ by the pid that the child has there.
 
 import _signal
 import _socket
+import errno
 import fcntl
 import os
 from _struct import calcsize, iter_unpack, pack
@@ -123,7 +124,7 @@ class Namespaces:
         """Wait for the next message: (text, descriptors, sender), empty when no process can send one."""
         room = _socket.CMSG_SPACE(4 * 253) + _socket.CMSG_SPACE(calcsize("3i"))
         try:
-            message, attached, _, _ = self._control.recvmsg(
+            message, attached, flags, _ = self._control.recvmsg(
                 _MAX_MESSAGE, room, _socket.MSG_CMSG_CLOEXEC
             )
         except TimeoutError:
@@ -139,6 +140,10 @@ class Namespaces:
             else:
                 # struct ucred: pid, uid, gid.
                 sender = numbers[0]
+        if flags & _socket.MSG_CTRUNC:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return message, descriptors, sender
 
 
