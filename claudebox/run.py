@@ -157,7 +157,11 @@ class _Sandbox:
         """Send a signal to the payload: the child of bwrap's own child, which is pid 1 inside."""
         for first in _children(self.pid):
             for payload in _children(first):
-                os.kill(payload, number)
+                try:
+                    os.kill(payload, number)
+                except ProcessLookupError:
+                    # The signal went to the process group, and has ended it.
+                    pass
 
 
 def _children(parent: int) -> list[int]:
@@ -260,7 +264,8 @@ def launch(plan: dict, at_gate=None) -> int:
         return 128 + terminated.number
     finally:
         signals.hold()
-        for number in _FORWARDED:
+        # Any of them would end this in its middle.
+        for number in (*_FORWARDED, _signal.SIGINT):
             _signal.signal(number, _signal.SIG_IGN)
         if sandbox is not None and not sandbox.ended:
             sandbox.abandon()
@@ -424,6 +429,11 @@ def _descriptors(wanted: list, with_sources: bool) -> tuple[list[int], dict]:
             expected[argument.target] = os.fstat(opened)
             if with_sources:
                 files.append(fcntl.fcntl(opened, fcntl.F_DUPFD, _FIRST_DATA_DESCRIPTOR))
+    except BaseException:
+        # What cleans up needs some of its own.
+        for file in files:
+            os.close(file)
+        raise
     finally:
         opener.close()
     return files, expected
@@ -436,6 +446,10 @@ def _spawn(plan: dict, restored: list[int], loop, signals, fork=os.fork) -> _San
     what was started before he hears one. `fork` is called instead of os.fork() for the process that
     everything else comes from.
     """
+    from claudebox.sandbox import landlock
+
+    program = plan["bwrap"]["path"]
+    scoped = landlock.obstacle(program) is None
     in_internet = plan["network"]["tier"] == "inet"
     # There bwrap is the first process of a pid namespace, which hears none of these anyway.
     if in_internet or not _env_restores_signals():
@@ -448,14 +462,9 @@ def _spawn(plan: dict, restored: list[int], loop, signals, fork=os.fork) -> _San
     files.append(_memory_file("arguments", b"".join(os.fsencode(word) + b"\0" for word in words)))
     argv = ["bwrap", "--args", str(files[-1]), "--", *_payload(plan, restored)]
     variables = environment(plan)
-    program = plan["bwrap"]["path"]
     ready, ready_inside = os.pipe()
     go_inside, go = os.pipe()
     errors, errors_inside = os.pipe()
-
-    from claudebox.sandbox import landlock
-
-    scoped = landlock.obstacle(program) is None
 
     def begin_child():
         signals.release()

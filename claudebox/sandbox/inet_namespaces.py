@@ -13,10 +13,11 @@ by the pid that the child has there.
 
 import _signal
 import _socket
+import errno
 import fcntl
 import os
 import select
-from _struct import iter_unpack, pack
+from _struct import calcsize, iter_unpack, pack
 
 from claudebox import Failure, baked
 from claudebox.sandbox import held_signals, libc
@@ -36,8 +37,6 @@ _OF_THE_GROUP = (_signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM, _signal.SIGHU
 # Its name among the processes.
 _WITNESS = "claudebox-witness"
 _MAX_MESSAGE = 8192
-# Seconds that a witness may take to tell of the holder it has made.
-_PATIENCE = 0.5
 
 
 class Namespaces:
@@ -53,6 +52,8 @@ class Namespaces:
     def __init__(self, exec_payload, listeners=0, timeout=10.0, scope=None, fork=os.fork):
         kind = _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC
         self._control, theirs = _socket.socketpair(_socket.AF_UNIX, kind)
+        # The kernel adds to a message who sent it: to the holder's own its pid out here.
+        self._control.setsockopt(_socket.SOL_SOCKET, _socket.SO_PASSCRED, 1)
         self._timeout = timeout
         lifetime, self._lifetime = os.pipe()
         self._descriptors = []
@@ -102,25 +103,25 @@ class Namespaces:
     def end_witness(self) -> None:
         """The same, without the holder if that is known: for when it has been reaped already."""
         with held_signals.HeldSignals():
+            witness, self.witness = self.witness, 0
+            kill_and_reap(witness)
             if self._control is not None:
-                self._hear_late()
+                self._hear_the_last()
                 self._control.close()
                 self._control = None
                 os.close(self._lifetime)
-            witness, self.witness = self.witness, 0
-            kill_and_reap(witness)
             for descriptor in self._descriptors:
                 os.close(descriptor)
             self._descriptors = []
 
-    def _hear_late(self) -> None:
-        """Find out about a holder that may just have been made, if the witness lives to tell."""
-        self._timeout = _PATIENCE
+    def _hear_the_last(self) -> None:
+        # A holder that has not said by now that it is there cannot say it any more, and ends.
+        self._control.shutdown(_socket.SHUT_RDWR)
         while not self.holder:
             try:
                 self._hear()
             except Failure:
-                continue
+                pass
             except OSError:
                 return
 
@@ -134,16 +135,24 @@ class Namespaces:
         poll.register(self._control.fileno(), select.POLLIN)
         if not poll.poll(self._timeout * 1000):
             raise OSError("the process that holds the network namespace does not answer")
-        room = _socket.CMSG_SPACE(4 * 253)
+        room = _socket.CMSG_SPACE(4 * 253) + _socket.CMSG_SPACE(calcsize("3i"))
         # What was received and not kept would be a process that nobody knows of.
         with held_signals.HeldSignals():
-            message, attached, _, _ = self._control.recvmsg(
+            message, attached, flags, _ = self._control.recvmsg(
                 _MAX_MESSAGE, room, _socket.MSG_CMSG_CLOEXEC
             )
-            for _, _, data in attached:
-                self._descriptors += [each[0] for each in iter_unpack("i", data[: len(data) & ~3])]
-            if message.startswith(b"holder "):
-                self.holder = int(message[7:])
+            sender = 0
+            for _, kind, data in attached:
+                numbers = [each[0] for each in iter_unpack("i", data[: len(data) & ~3])]
+                if kind == _socket.SCM_RIGHTS:
+                    self._descriptors += numbers
+                else:
+                    # struct ucred: pid, uid, gid.
+                    sender = numbers[0]
+            if message == b"holder":
+                self.holder = sender
+        if flags & _socket.MSG_CTRUNC:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         if message.startswith(b"failed"):
             _, what, todo = message.decode(errors="replace").split("\0")
             raise Failure(what, todo)
@@ -205,13 +214,11 @@ def _be_witness(control, lifetime, launcher: int, exec_payload, listeners: int, 
     _make_namespaces(*identity)
     # commit_creds() may have forgotten it.
     libc.die_with(launcher)
-    holder = libc.fork_sibling()
-    if holder == 0:
+    if libc.fork_sibling() == 0:
         for number, handler in before.items():
             if handler != _signal.SIG_IGN:
                 _signal.signal(number, _signal.SIG_DFL)
         _be_holder(control, exec_payload)
-    control.send(b"holder %d" % holder)
     # Every pipe that was inherited would miss its end.
     end = os.sysconf("SC_OPEN_MAX")
     kept = sorted((control.fileno(), lifetime))
@@ -233,14 +240,9 @@ def _be_witness(control, lifetime, launcher: int, exec_payload, listeners: int, 
 
 
 def _be_holder(control, exec_payload) -> None:
-    """Execute the payload, unless the launcher is gone."""
+    """Execute the payload, unless the launcher is gone or has given up: it cannot be told then."""
     libc.die_with_parent()
-    try:
-        # A launcher that ended before this request is an end of file.
-        control.recv(_MAX_MESSAGE, _socket.MSG_DONTWAIT)
-        os._exit(125)
-    except BlockingIOError:
-        pass
+    control.send(b"holder")
     _mount_proc()
     exec_payload()
     raise Failure("the sandbox did not start", "report this as a bug of claudebox")

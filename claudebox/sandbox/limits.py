@@ -113,7 +113,11 @@ class Groups:
             for place in _places()
             if any(controller in self._wanted for controller in place.controllers)
         ]
-        self._make_all(2)
+        try:
+            self._make_all(2)
+        except BaseException:
+            self.close()
+            raise
 
     def _make_all(self, version: int) -> None:
         try:
@@ -121,14 +125,10 @@ class Groups:
                 if place.version == version:
                     self._make(place)
         except OSError as error:
-            self.close()
             raise Failure(
                 f"the session's control group cannot be made: {error.strerror}",
                 "mend that, or launch with no limits",
             ) from None
-        except BaseException:
-            self.close()
-            raise
 
     def _make(self, place: _Place) -> None:
         _forget_killed(place.directory)
@@ -148,7 +148,8 @@ class Groups:
         """As os.fork(), with the child in the group of version 2, or soon in those of version 1.
 
         To move a process the kernel waits for all processors, some 10 ms: one that is made in its
-        group need not be moved, and others are moved beside other work.
+        group need not be moved, and others are moved beside other work. To be called with the
+        signals blocked whose handlers raise something: nobody would end the child.
         """
         if self._descriptor is not None:
             try:
@@ -173,7 +174,11 @@ class Groups:
             # A signal can end this anywhere: what is waited for has to have a thread that ends.
             moving = allocate_lock()
             moving.acquire()
-            start_new_thread(self._move_beside, (process, moving))
+            try:
+                start_new_thread(self._move_beside, (process, moving))
+            except RuntimeError:
+                # The user has no thread left: `move` does it alone.
+                return
             self._moving = moving
 
     def _move_beside(self, process: int, moving) -> None:

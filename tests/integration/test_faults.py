@@ -264,6 +264,16 @@ exec "$@"
 """
 
 
+def test_a_launch_with_too_few_descriptors_leaves_no_stand_in(world):
+    """The deeper the project lies, the more of them its clean-up needs."""
+    project = world.project.joinpath(*"abcdefghijkl")
+    project.mkdir(parents=True)
+    for limit in range(28, 48, 4):
+        script = f"ulimit -n {limit}; exec claudebox -y --shell -- -c true"
+        assert failed_with_one_line(world.run("sh", "-c", script, cwd=project)), limit
+        assert list(project.iterdir()) == [], limit
+
+
 @pytest.mark.parametrize("place", [".", ".claudebox"])
 def test_a_read_only_home_ends_a_launch_with_one_line(world, place):
     instance = furnish(world)

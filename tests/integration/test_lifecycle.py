@@ -191,6 +191,77 @@ def test_ctrl_c_at_any_moment_of_a_launch_leaves_no_process_and_no_stand_in(worl
     wait_until(lambda: not processes_with(mark))
 
 
+SIGNAL_WHILE_FORKING = """
+import os, signal, sys, _thread
+sys.path.insert(0, {root!r})
+from claudebox import command, main
+from claudebox.sandbox import limits
+signal.alarm(30)
+def and_signal(function, before):
+    def instead(*arguments):
+        if before:
+            os.kill(os.getpid(), signal.{number})
+        result = function(*arguments)
+        if result and not before:
+            os.kill(os.getpid(), signal.{number})
+        return result
+    return instead
+if {where!r} == "fork":
+    limits.Groups.fork = and_signal(limits.Groups.fork, False)
+else:
+    _thread.start_new_thread = and_signal(_thread.start_new_thread, True)
+    limits._places = lambda: [limits._Place({groups!r}, ["memory"], 1)]
+arguments = ["-y", "--network", {tier!r}, "--shell", "--", "-c", "echo launched"]
+status = command.run(main.main, arguments)
+try:
+    print("left:", os.waitpid(-1, os.WNOHANG))
+except ChildProcessError:
+    pass
+print("status", status)
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("tier", ["none", "inet"])
+@pytest.mark.parametrize("where", ["fork", "thread"])
+def test_a_signal_in_the_moment_of_the_fork_leaves_no_process(world, tmp_path, where, tier, number):
+    """Neither one that nobody knows of, nor a launcher that waits for ever."""
+    root = os.path.dirname(world.environment["PATH"].split(":")[0])
+    values = {"root": root, "where": where, "tier": tier, "number": number}
+    groups = tmp_path / "groups"
+    groups.mkdir()
+    script = SIGNAL_WHILE_FORKING.format(groups=str(groups), **values)
+    result = world.run("/usr/bin/python3", "-I", "-S", "-c", script)
+    status = 128 + getattr(signal, number)
+    assert result.stdout == f"status {status}\n"
+    assert list(world.project.iterdir()) == []
+
+
+SIGNAL_WHILE_CLEANING_UP = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+from claudebox import Failure, command, enforcement, main, run
+def refuse(*_arguments, **_options):
+    raise Failure("no", "never")
+def abandon(sandbox):
+    os.kill(os.getpid(), signal.{number})
+    abandoned(sandbox)
+enforcement.refuse_unsafe = refuse
+abandoned, run._Sandbox.abandon = run._Sandbox.abandon, abandon
+arguments = ["-y", "--network", "none", "--shell", "--", "-c", "echo launched"]
+print("status", command.run(main.main, arguments))
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+def test_a_signal_while_a_launch_that_failed_is_cleaned_up_leaves_no_stand_in(world, number):
+    root = os.path.dirname(world.environment["PATH"].split(":")[0])
+    script = SIGNAL_WHILE_CLEANING_UP.format(root=root, number=number)
+    result = world.run("/usr/bin/python3", "-I", "-S", "-c", script)
+    assert result.stdout == "status 1\n"
+    assert list(world.project.iterdir()) == []
+
+
 def test_ctrl_c_reaches_the_payload_and_does_not_end_the_sandbox(world):
     terminal = Terminal(world, "claudebox", "-y", "--shell")
     terminal.type("echo rea''dy; sleep 60\n")

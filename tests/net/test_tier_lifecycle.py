@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+import select
 import signal
 import subprocess
 import time
@@ -257,6 +259,41 @@ def test_a_process_that_ends_before_the_network_is_made_is_noticed(monkeypatch):
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
+def test_a_holder_that_was_begun_in_the_last_moment_ends_as_well(monkeypatch):
+    fork = inet_namespaces.libc.fork_sibling
+
+    def fork_and_hang():
+        pid = fork()
+        if pid:
+            time.sleep(20)
+        return pid
+
+    monkeypatch.setattr(inet_namespaces.libc, "fork_sibling", fork_and_hang)
+    reader, held = os.pipe()
+    os.set_inheritable(held, True)
+    namespaces = inet_namespaces.Namespaces(lambda: os.execv("/bin/sleep", ["sleep", "20"]))
+    os.close(held)
+    time.sleep(0.3)
+    namespaces.end()
+    assert select.select([reader], [], [], 5)[0]
+    os.close(reader)
+
+
+def test_sockets_that_there_is_no_room_for_are_an_error():
+    namespaces = inet_namespaces.Namespaces(lambda: os.execv("/bin/sleep", ["sleep", "20"]))
+    free = os.open("/", os.O_RDONLY)
+    os.close(free)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 2, before[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            namespaces.wait_for_holder()
+            namespaces.sockets()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        namespaces.end()
 
 
 def test_a_join_that_the_kernel_refuses_is_a_failure_and_is_released():

@@ -2,7 +2,9 @@
 
 import _thread
 import os
+import signal
 import threading
+import time
 
 import pytest
 
@@ -235,3 +237,57 @@ def test_a_signal_when_the_moving_begins_does_not_hang_the_clean_up(places, monk
     closing.start()
     closing.join(timeout=10)
     assert not closing.is_alive() and not os.path.exists(group)
+
+
+def test_a_group_of_version_2_outlives_one_of_version_1_that_cannot_be_made(places):
+    """A process is in it: it is removed at the end."""
+    group, other = places((["memory"], 2), (["pids"], 1))
+    with open(other, "w"):
+        pass
+    groups = limits.Groups(LIMITS)
+    groups._begin_to_move(7)
+    with pytest.raises(Failure, match="control group cannot be made"):
+        groups.move([7])
+    for name in os.listdir(group):
+        os.unlink(f"{group}/{name}")
+    groups.close()
+    assert not os.path.exists(group)
+
+
+def test_without_a_thread_to_spare_processes_are_moved_all_the_same(places, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("_thread.start_new_thread", refuse)
+    (group,) = places((["memory"], 1))
+    groups = limits.Groups(LIMITS)
+    groups._begin_to_move(7)
+    groups.move([7, 8])
+    assert content(group)["cgroup.procs"] == "8"
+
+
+def test_a_signal_while_a_move_is_waited_for_does_not_hold_up_the_end(places, monkeypatch):
+    class Rang(Exception):
+        pass
+
+    def ring(*_):
+        raise Rang
+
+    def move(process, moving):
+        time.sleep(0.1)
+        moved(process, moving)
+        # Before whoever waits can go on: this thread holds the interpreter.
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    places((["memory"], 1))
+    groups = limits.Groups({"processes": None, "memory": 1, "tmp": None})
+    moved = groups._move_beside
+    monkeypatch.setattr(groups, "_move_beside", move)
+    before = signal.signal(signal.SIGUSR1, ring)
+    try:
+        groups._begin_to_move(7)
+        with pytest.raises(Rang):
+            groups.move([7])
+        assert groups._moving.acquire(timeout=1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)

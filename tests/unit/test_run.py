@@ -13,7 +13,7 @@ from claudebox.sandbox import limits, standins, state
 
 @pytest.fixture
 def handlers():
-    before = {number: signal.getsignal(number) for number in run._FORWARDED}
+    before = {number: signal.getsignal(number) for number in run._NAMES}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -110,14 +110,17 @@ def test_what_the_session_left_is_told_also_when_the_launcher_fails(monkeypatch,
         (run.project, "walk", lambda _root: {"repositories": []}),
     ):
         monkeypatch.setattr(module, name, value)
-    signals = (signal.SIGINT, signal.SIGQUIT)
-    before = {number: signal.getsignal(number) for number in signals}
     place = {"root": "/nowhere", "cwd": "/nowhere"}
     plan = {"project": place, "limits": {"processes": None}, "user": {"home": "/nowhere"}}
-    try:
-        with pytest.raises(RecursionError):
-            run.launch(plan)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with pytest.raises(RecursionError):
+        run.launch(plan)
     assert told == ["ended", "changes", "repositories"]
+
+
+def test_a_signal_for_a_payload_that_has_just_ended_is_no_error(monkeypatch):
+    ended = os.fork()
+    if ended == 0:
+        os._exit(0)
+    os.waitpid(ended, 0)
+    monkeypatch.setattr(run, "_children", lambda _parent: [ended])
+    run._Sandbox(ended, 0, 0, 0, None, {}).forward(signal.SIGTERM)
