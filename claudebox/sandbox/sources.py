@@ -9,6 +9,8 @@ import os
 
 from claudebox import Failure, mounts
 
+_EINVAL = 22
+
 
 class Opener:
     """Opens paths no component of which is a symbolic link; what leads to the last one stays open."""
@@ -36,6 +38,8 @@ class Opener:
         Nothing can be reached through the descriptor of a link (ENOTDIR).
         """
         names = path.rstrip("/").split("/")
+        if names[0]:
+            raise OSError(_EINVAL, "it is not absolute")
         while self._names != names[: len(self._names)]:
             self._names.pop()
             os.close(self._open.pop())

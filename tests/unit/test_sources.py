@@ -42,6 +42,13 @@ def test_what_is_not_there_cannot_be_opened(opener, tmp_path):
         opener.open(f"{tmp_path}/none")
 
 
+def test_a_path_that_is_not_absolute_is_no_path(opener):
+    opener.open("/usr")
+    with pytest.raises(Failure, match="usr cannot be mounted: it is not absolute"):
+        opener.open("usr")
+    assert os.path.samestat(os.fstat(opener.open("/usr")), os.stat("/usr"))
+
+
 @pytest.fixture
 def look(monkeypatch):
     """Hold a plan that mounts `targets` as they are against a table with the mount points `inside`."""
