@@ -346,6 +346,23 @@ WRITTEN = [
         ),
     ),
     (
+        "signals wait until what was begun is known",
+        "claudebox/run.py",
+        "        signals.hold()\n        groups",
+        "        groups",
+        (f"{_LIFECYCLE}::test_a_signal_in_the_moment_of_the_fork_leaves_no_process",),
+    ),
+    (
+        "signals wait until everything is cleaned up",
+        "claudebox/run.py",
+        "        for number in (*_FORWARDED, _signal.SIGINT):\n",
+        "        for number in ():\n",
+        (
+            f"{_LIFECYCLE}::"
+            "test_a_signal_while_a_launch_that_failed_is_cleaned_up_leaves_no_stand_in",
+        ),
+    ),
+    (
         "the environment is the plan's alone",
         "claudebox/run.py",
         "os.execve(program, argv, variables)",
