@@ -269,25 +269,37 @@ def _run(words: list[str], aim: str, project_root: str, **options) -> bytes:
 
 
 def _run_hostile(words: list[str], aim: str, **options) -> bytes:
-    """The same for one that says what a project wrote: nothing of that can draw on the terminal.
+    """The same for one that works on what a project wrote.
 
-    `builtins.trace` writes what it likes just before the audit is shown.
+    Nothing that it says can draw on the terminal: `builtins.trace` writes what it likes just before
+    the audit is shown. It gets as much of the machine as a session does by default.
     """
     import subprocess
 
     from claudebox.printable import printable
+    from claudebox.sandbox import limits
 
     sys.stderr.flush()
-    with open(os.memfd_create("answer", os.MFD_CLOEXEC), "w+b", buffering=0) as answer:
-        options |= {"stdin": subprocess.DEVNULL, "stdout": answer, "stderr": subprocess.PIPE}
-        with subprocess.Popen(words, cwd="/", **options) as running:
-            while line := running.stderr.readline(_LINE_LIMIT):
-                said = printable(line.decode(errors="surrogateescape").removesuffix("\n"))
-                sys.stderr.write(f"nix: {said}\n")
-        if running.returncode:
-            raise Failure(f"nix could not {aim}", "see what it said above")
-        answer.seek(0)
-        return answer.read()
+    groups = limits.Groups(policy.limits(host.memory()))
+    try:
+        groups.complete()
+        with open(os.memfd_create("answer", os.MFD_CLOEXEC), "w+b", buffering=0) as answer:
+            options |= {"stdin": subprocess.DEVNULL, "stdout": answer, "stderr": subprocess.PIPE}
+            options["preexec_fn"] = groups.enter
+            with subprocess.Popen(words, cwd="/", **options) as running:
+                while line := running.stderr.readline(_LINE_LIMIT):
+                    said = printable(line.decode(errors="surrogateescape").removesuffix("\n"))
+                    sys.stderr.write(f"nix: {said}\n")
+            if running.returncode:
+                raise Failure(f"nix could not {aim}", "see what it said above")
+            answer.seek(0)
+            return answer.read()
+    except subprocess.SubprocessError:
+        raise Failure(
+            f"nix, which was to {aim}, cannot be limited", "see what `claudebox doctor` says"
+        ) from None
+    finally:
+        groups.close()
 
 
 def _json(answer: bytes, aim: str):

@@ -181,6 +181,15 @@ class Groups:
                 return
             self._moving = moving
 
+    def complete(self) -> None:
+        """Make the groups of version 1, too, for a child that will `enter` them; raises Failure."""
+        self._make_all(1)
+
+    def enter(self) -> None:
+        """Move the calling process, a child that executes a program soon; OSError if that cannot be."""
+        for group in self._made:
+            _write(f"{group}/cgroup.procs", 0)
+
     def _move_beside(self, process: int, moving) -> None:
         try:
             self._move([process])

@@ -291,3 +291,11 @@ def test_a_signal_while_a_move_is_waited_for_does_not_hold_up_the_end(places, mo
         assert groups._moving.acquire(timeout=1)
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_child_can_enter_all_groups_before_it_executes_a_program(places):
+    pids, memory = places((["pids"], 1), (["memory"], 1))
+    groups = limits.Groups(LIMITS)
+    groups.complete()
+    groups.enter()
+    assert content(pids)["cgroup.procs"] == content(memory)["cgroup.procs"] == "0"

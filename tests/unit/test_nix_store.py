@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 
-from claudebox import Failure, baked, host, nix_store
+from claudebox import Failure, baked, host, nix_store, policy
+from claudebox.sandbox import limits
 
 HASH = "0123456789abcdfghijklmnpqrsvwxyz"
 PATH = f"/nix/store/{HASH}-tool-1.0"
@@ -391,3 +392,50 @@ def test_the_files_of_a_development_shell_are_bounded(project, monkeypatch):
     monkeypatch.setattr(nix_store, "_FILE_LIMIT", 1)
     with pytest.raises(Failure, match="too many files"):
         nix_store._flake_files(str(project), ())
+
+
+# ---------------------------------------------------------------------------- limits
+
+
+@pytest.fixture
+def groups(monkeypatch, tmp_path):
+    """Control groups that note in files what is asked of them, in the process that asks."""
+    noted = tmp_path / "noted"
+
+    class Groups:
+        def __init__(self, wanted):
+            noted.write_text(f"{sorted(wanted)}\n")
+
+        def complete(self):
+            self.note("complete")
+
+        def enter(self):
+            self.note(f"enter {os.getpid()}")
+
+        def close(self):
+            self.note("close")
+
+        def note(self, words):
+            with open(noted, "a") as file:
+                file.write(words + "\n")
+
+    monkeypatch.setattr(limits, "Groups", Groups)
+    return noted
+
+
+def test_what_works_on_a_projects_files_is_limited_as_a_session_is(groups):
+    answer = nix_store._run_hostile(["/bin/sh", "-c", "echo $$"], "try", env={})
+    pid = answer.decode().strip()
+    wanted = sorted(policy.limits(1 << 30))
+    assert groups.read_text() == f"{wanted}\ncomplete\nenter {pid}\nclose\n"
+
+
+def test_what_cannot_be_limited_is_not_run(groups, monkeypatch, tmp_path):
+    def refuse(_self):
+        raise PermissionError(1, "no")
+
+    monkeypatch.setattr(limits.Groups, "enter", refuse)
+    with pytest.raises(Failure, match="cannot be limited"):
+        nix_store._run_hostile(["/bin/sh", "-c", f"touch {tmp_path}/mark"], "try", env={})
+    assert not (tmp_path / "mark").exists()
+    assert groups.read_text().endswith("close\n")
