@@ -202,6 +202,7 @@ def launch(plan: dict, at_gate=None) -> int:
     restored = [number for number in _NAMES if _signal.getsignal(number) != _signal.SIG_IGN]
     sandbox = opened = mirror = groups = terminal = None
     locks = []
+    ending = []
     started = False
     signals = held_signals.HeldSignals()
 
@@ -211,12 +212,18 @@ def launch(plan: dict, at_gate=None) -> int:
                 sandbox.forward(number)
             return
         # One is enough: a second would end the clean-up in its middle.
-        for each in _FORWARDED:
+        for each in (*_FORWARDED, _signal.SIGINT):
             _signal.signal(each, _signal.SIG_IGN)
-        raise _Terminated(number)
+        ending.append(KeyboardInterrupt() if number == _signal.SIGINT else _Terminated(number))
+        raise ending[0]
+
+    def lost(unraisable):
+        if unraisable.exc_value not in ending:
+            sys.__unraisablehook__(unraisable)
 
     try:
-        for number in _FORWARDED:
+        sys.unraisablehook = lost
+        for number in (*_FORWARDED, _signal.SIGINT):
             if number in restored:
                 _signal.signal(number, arrived)
         opened = state.prepare(plan)
@@ -245,6 +252,9 @@ def launch(plan: dict, at_gate=None) -> int:
         sandbox.hold_to_limits(of_sandbox, groups, plan["limits"]["processes"])
         for number in _FROM_TERMINAL:
             _signal.signal(number, _signal.SIG_IGN)
+        if ending:
+            # What it raised was lost, as Python loses it in the import system's callbacks.
+            raise ending[0]
         if terminal is not None:
             _signal.signal(_signal.SIGCHLD, sandbox.stop_along)
         started = True

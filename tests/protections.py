@@ -353,8 +353,16 @@ WRITTEN = [
         (f"{_LIFECYCLE}::test_a_signal_in_the_moment_of_the_fork_leaves_no_process",),
     ),
     (
+        "a signal whose exception is lost ends the launch, too",
+        "claudebox/run.py",
+        "        if ending:\n",
+        "        if False:\n",
+        (f"{_LIFECYCLE}::test_a_signal_whose_exception_python_loses_ends_the_launch_all_the_same",),
+    ),
+    (
         "signals wait until everything is cleaned up",
         "claudebox/run.py",
+        "        # Any of them would end this in its middle.\n"
         "        for number in (*_FORWARDED, _signal.SIGINT):\n",
         "        for number in ():\n",
         (

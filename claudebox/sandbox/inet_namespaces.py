@@ -34,6 +34,8 @@ _NETLINK_ROUTE, _NETLINK_NETFILTER = 0, 12
 # linux/if_tun.h: TUNSETIFF with struct ifreq, TUNSETPERSIST; IFF_TAP | IFF_NO_PI.
 _SET_INTERFACE, _SET_PERSISTENT, _TAP_FLAGS = 0x400454CA, 0x400454CB, 0x1002
 _OF_THE_GROUP = (_signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM, _signal.SIGHUP)
+# Seconds in which a holder that was made says so.
+_PATIENCE = 1
 # Its name among the processes.
 _WITNESS = "claudebox-witness"
 _MAX_MESSAGE = 8192
@@ -115,15 +117,20 @@ class Namespaces:
             self._descriptors = []
 
     def _hear_the_last(self) -> None:
-        # A holder that has not said by now that it is there cannot say it any more, and ends.
-        self._control.shutdown(_socket.SHUT_RDWR)
+        """Hear of the holder, if there is one; without the witness it alone keeps the socket open.
+
+        Until it ends it has the locks of the stand-ins, too. One that says nothing for long cannot
+        go on: the socket is shut.
+        """
+        self._timeout = _PATIENCE
         while not self.holder:
             try:
                 self._hear()
             except Failure:
                 pass
             except OSError:
-                return
+                break
+        self._control.shutdown(_socket.SHUT_RDWR)
 
     def _hear(self) -> None:
         if not self._receive():

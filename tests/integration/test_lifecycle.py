@@ -237,6 +237,33 @@ def test_a_signal_in_the_moment_of_the_fork_leaves_no_process(world, tmp_path, w
     assert list(world.project.iterdir()) == []
 
 
+SIGNAL_IN_A_CALLBACK = """
+import os, signal, sys, weakref
+sys.path.insert(0, {root!r})
+from claudebox import command, main, run
+class Referent:
+    pass
+def remember(_home):
+    referent = Referent()
+    watched = weakref.ref(referent, lambda _: os.kill(os.getpid(), signal.{number}))
+    del referent
+run.git_identity.remember = remember
+arguments = ["-y", "--network", "none", "--shell", "--", "-c", "echo launched"]
+print("status", command.run(main.main, arguments))
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+def test_a_signal_whose_exception_python_loses_ends_the_launch_all_the_same(world, number):
+    """As the import system's callbacks lose it."""
+    root = os.path.dirname(world.environment["PATH"].split(":")[0])
+    script = SIGNAL_IN_A_CALLBACK.format(root=root, number=number)
+    result = world.run("/usr/bin/python3", "-I", "-S", "-c", script)
+    assert "Traceback" not in result.stderr
+    assert result.stdout == f"status {128 + getattr(signal, number)}\n"
+    assert list(world.project.iterdir()) == []
+
+
 SIGNAL_WHILE_CLEANING_UP = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
