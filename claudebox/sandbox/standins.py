@@ -27,13 +27,14 @@ def make(plan: dict, instance: int, locks: list[int]) -> None:
     symbolic link stands in the way, or where a file that is to be protected has vanished; the
     caller closes what was added until then, too.
     """
-    from claudebox.sandbox import sources, state
+    from claudebox.sandbox import held_signals, sources, state
 
+    signals = held_signals.HeldSignals()
     with state.Preparation(instance), sources.Opener() as opener:
         _make_all(plan, instance, opener)
         for mount in plan["mounts"]:
             if mount["reason"] == "protected" or _stands_for_protection(mount):
-                _hold(mount["target"], opener, locks)
+                _hold(mount["target"], opener, locks, signals)
 
 
 def _stands_for_protection(mount: dict) -> bool:
@@ -71,15 +72,13 @@ def _make_all(plan: dict, instance: int, opener) -> None:
         _make(path, content, opener)
 
 
-def _hold(path: str, opener, locks: list[int]) -> None:
+def _hold(path: str, opener, locks: list[int], signals) -> None:
     """Add a descriptor that holds the shared lock of what is at `path` to `locks`.
 
     A session of an overlapping project can have removed the stand-in before the lock was got.
     """
-    from claudebox.sandbox import held_signals
-
     # A lock that nobody knows of would keep the stand-in from being removed.
-    with held_signals.HeldSignals():
+    with signals:
         lock = _open(path, opener)
         locks.append(lock)
     _share(lock, path)

@@ -123,7 +123,7 @@ def refresh_metadata(directory: int, own: dict) -> None:
         pass
 
 
-def hold(_path: str, _opener, locks: list) -> None:
+def hold(_path: str, _opener, locks: list, _signals) -> None:
     locks.append(os.open("/", os.O_PATH))
 
 

@@ -191,6 +191,12 @@ def test_ctrl_c_at_any_moment_of_a_launch_leaves_no_process_and_no_stand_in(worl
     wait_until(lambda: not processes_with(mark))
 
 
+def driven(world, script, **values):
+    """Run a script that launches with something replaced; `root` in it is the checkout."""
+    root = os.path.dirname(world.environment["PATH"].split(":")[0])
+    return world.run("/usr/bin/python3", "-I", "-S", "-c", script.format(root=root, **values))
+
+
 SIGNAL_WHILE_FORKING = """
 import os, signal, sys, _thread
 sys.path.insert(0, {root!r})
@@ -226,12 +232,10 @@ print("status", status)
 @pytest.mark.parametrize("where", ["fork", "thread"])
 def test_a_signal_in_the_moment_of_the_fork_leaves_no_process(world, tmp_path, where, tier, number):
     """Neither one that nobody knows of, nor a launcher that waits for ever."""
-    root = os.path.dirname(world.environment["PATH"].split(":")[0])
-    values = {"root": root, "where": where, "tier": tier, "number": number}
     groups = tmp_path / "groups"
     groups.mkdir()
-    script = SIGNAL_WHILE_FORKING.format(groups=str(groups), **values)
-    result = world.run("/usr/bin/python3", "-I", "-S", "-c", script)
+    values = {"where": where, "tier": tier, "number": number, "groups": str(groups)}
+    result = driven(world, SIGNAL_WHILE_FORKING, **values)
     status = 128 + getattr(signal, number)
     assert result.stdout == f"status {status}\n"
     assert list(world.project.iterdir()) == []
@@ -256,9 +260,7 @@ print("status", command.run(main.main, arguments))
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
 def test_a_signal_whose_exception_python_loses_ends_the_launch_all_the_same(world, number):
     """As the import system's callbacks lose it."""
-    root = os.path.dirname(world.environment["PATH"].split(":")[0])
-    script = SIGNAL_IN_A_CALLBACK.format(root=root, number=number)
-    result = world.run("/usr/bin/python3", "-I", "-S", "-c", script)
+    result = driven(world, SIGNAL_IN_A_CALLBACK, number=number)
     assert "Traceback" not in result.stderr
     assert result.stdout == f"status {128 + getattr(signal, number)}\n"
     assert list(world.project.iterdir()) == []
@@ -282,9 +284,7 @@ print("status", command.run(main.main, arguments))
 
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
 def test_a_signal_while_a_launch_that_failed_is_cleaned_up_leaves_no_stand_in(world, number):
-    root = os.path.dirname(world.environment["PATH"].split(":")[0])
-    script = SIGNAL_WHILE_CLEANING_UP.format(root=root, number=number)
-    result = world.run("/usr/bin/python3", "-I", "-S", "-c", script)
+    result = driven(world, SIGNAL_WHILE_CLEANING_UP, number=number)
     assert result.stdout == "status 1\n"
     assert list(world.project.iterdir()) == []
 

@@ -12,7 +12,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from claudebox import instance  # noqa: E402
 from claudebox import project as project_walk  # noqa: E402
+from claudebox.sandbox import state  # noqa: E402
 
 # Where this machine has the programs that the tests run: not every one has a /usr/bin.
 PROGRAMS = ("bash", "env", "git", "python3", "sed", "sh")
@@ -287,3 +289,13 @@ def alarm():
     yield start
     signal.alarm(0)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
+@pytest.fixture
+def made(home, project):
+    """An instance of the project, as a session leaves it; returns its path."""
+    plan = instance.resolve(str(project), shell=True)
+    opened = state.prepare(plan)
+    state.seed(opened, plan)
+    opened.close()
+    return plan["instance"]["path"]

@@ -33,16 +33,6 @@ def test_a_worktree_of_a_repository_among_secrets_is_refused(home, project, repo
         instance.resolve(str(project / "tree"))
 
 
-@pytest.fixture
-def made(home, project):
-    """An instance of the project, as a session leaves it; returns its path."""
-    plan = instance.resolve(str(project), shell=True)
-    opened = state.prepare(plan)
-    state.seed(opened, plan)
-    opened.close()
-    return plan["instance"]["path"]
-
-
 def test_an_instance_is_removed(made, project):
     assert instance._remove(str(project), yes=True) == 0
     assert not os.path.exists(made)

@@ -4,18 +4,7 @@ import os
 
 import pytest
 
-from claudebox import instance, instances
-from claudebox.sandbox import state
-
-
-@pytest.fixture
-def made(home, project):
-    """An instance of the project, as a session leaves it; returns its path."""
-    plan = instance.resolve(str(project), shell=True)
-    opened = state.prepare(plan)
-    state.seed(opened, plan)
-    opened.close()
-    return plan["instance"]["path"]
+from claudebox import instances
 
 
 def test_a_link_in_the_place_of_the_lock_is_not_followed(made, home, tmp_path):
